@@ -1,0 +1,1 @@
+"""Throughput of this project beside two PyTorch baselines: ``python -m benchmarks.throughput --help``."""

@@ -1,0 +1,225 @@
+"""The two PyTorch forms as benchmark workers: data, training loop, evaluation."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from benchmarks.pytorch_baseline.graphs import GCEGNNGraphs, SRGNNGraphs
+from benchmarks.pytorch_baseline.released import GCEGNNSessions, ReleasedGCEGNN, ReleasedSRGNN, pad, srgnn_graphs
+from benchmarks.pytorch_baseline.tuned import TunedGCEGNN, TunedSRGNN
+from benchmarks.worker import Measured, Task, endless, run_for
+from dmsrec_jax.data import SessionDataset, Split
+from dmsrec_jax.item_graph import build_item_graph
+
+LR, L2 = 1e-3, 1e-5
+KS = (5, 10, 20)
+EVALUATION_BATCH = 256
+"""Tuned form; as many as our own evaluation takes. The released code evaluates with the training batch."""
+
+
+class TorchWorker:
+    """What both forms share: device, description, the end of a measurement."""
+
+    device: torch.device
+    model: nn.Module
+
+    def finish(self, total: Tensor, count: int) -> float:
+        """Mean of a sum on the device; waits for it, which ends all queued work."""
+        return float(total) / count
+
+    def describe(self) -> dict[str, object]:
+        """Torch's version and threads, and the peak of the device's memory."""
+        on_gpu = self.device.type == "cuda"
+        return {
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "device_peak_mb": torch.cuda.max_memory_allocated() / 2**20 if on_gpu else None,
+        }
+
+
+class TunedWorker(TorchWorker):
+    """Graphs built once, packed on the device, fused Adam."""
+
+    def __init__(self, task: Task) -> None:
+        torch.manual_seed(task.seed)
+        torch.set_flush_denormal(True)
+        self.device, self.batch = torch.device(task.device), task.batch
+        self.generator = np.random.default_rng(task.seed)
+        dataset = SessionDataset.load(task.dataset)
+        build = SRGNNGraphs if task.backbone == "srgnn" else GCEGNNGraphs
+        self.splits = [
+            (build(np.asarray(split.items, np.int64), split.offsets, self.device), self.to_device(split.targets))
+            for split in (dataset.train, dataset.test)
+        ]
+        model: nn.Module = (
+            TunedSRGNN(dataset.n_items, task.d)
+            if task.backbone == "srgnn"
+            else TunedGCEGNN(dataset.n_items, task.d, longest(dataset.train, dataset.test), *item_graph(dataset))
+        )
+        self.model = model.to(self.device)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=LR, weight_decay=L2, fused=True)
+        self.train_rows = endless(self.shuffled)
+        self.test_rows = endless(lambda: batches(np.arange(len(dataset.test)), EVALUATION_BATCH))
+
+    def to_device(self, array: np.ndarray) -> Tensor:
+        """A copy as int64."""
+        return torch.from_numpy(np.array(array, np.int64)).to(self.device)
+
+    def shuffled(self) -> Iterator[np.ndarray]:
+        """One epoch's batches of row numbers."""
+        return batches(self.generator.permutation(len(self.splits[0][1])), self.batch)
+
+    def train(self, seconds: float) -> Measured:
+        """See `Worker.train`."""
+        self.model.train()
+        (graphs, targets), total, count = self.splits[0], torch.zeros((), device=self.device), 0
+
+        def step() -> int:
+            nonlocal total, count
+            host_rows = next(self.train_rows)
+            rows = torch.from_numpy(host_rows).to(self.device, non_blocking=True)
+            loss = F.cross_entropy(self.model(graphs.pack(host_rows, rows)), targets.index_select(0, rows))
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            total, count = total + loss.detach(), count + 1
+            return len(host_rows)
+
+        return run_for(seconds, step, lambda: self.finish(total, count))
+
+    @torch.inference_mode()
+    def evaluate(self, seconds: float) -> Measured:
+        """See `Worker.evaluate`. Ranks raw and with seen items excluded; ties count against the target."""
+        self.model.eval()
+        graphs, targets = self.splits[1]
+        ranks = []
+
+        def step() -> int:
+            host_rows = next(self.test_rows)
+            rows = torch.from_numpy(host_rows).to(self.device, non_blocking=True)
+            batch = graphs.pack(host_rows, rows)
+            ranks.append(target_ranks(self.model(batch), targets.index_select(0, rows), batch))
+            return len(host_rows)
+
+        return run_for(seconds, step, lambda: 100 * float(metrics(torch.cat(ranks))[0, KS.index(20)]))
+
+
+def target_ranks(logits: Tensor, targets: Tensor, batch: Any) -> Tensor:
+    """Ranks of the targets [B, 2]: raw, and with the session's own items excluded."""
+    own = logits.gather(1, targets[:, None])
+    raw = logits.shape[1] - 1 - (logits[:, 1:] < own).sum(1)
+    other = batch.items != targets.index_select(0, batch.session)
+    ahead = other & (logits[batch.session, batch.items] >= own.index_select(0, batch.session)[:, 0])
+    seen = torch.zeros_like(targets).index_add_(0, batch.session, ahead.long())
+    repeated = torch.zeros_like(targets).index_add_(0, batch.session, (~other).long()) > 0
+    return torch.stack([raw, torch.where(repeated, logits.shape[1], raw - seen)], 1)
+
+
+def metrics(ranks: Tensor) -> np.ndarray:
+    """HR, MRR and NDCG at `KS`, float64 [2, 9], of ranks [n, 2]."""
+    rank = ranks.T.cpu().numpy()
+    gains = (np.ones_like(rank), 1 / rank, 1 / np.log2(rank + 1.0))
+    return np.stack([gain * (rank <= k) for gain in gains for k in KS], 2).mean(1)
+
+
+class ReleasedWorker(TorchWorker):
+    """Padded sessions, graphs rebuilt in Python, plain Adam, metrics in a loop."""
+
+    def __init__(self, task: Task) -> None:
+        torch.manual_seed(task.seed)
+        self.device, self.batch, self.backbone = torch.device(task.device), task.batch, task.backbone
+        self.generator = np.random.default_rng(task.seed)
+        dataset = SessionDataset.load(task.dataset)
+        newest_first = task.backbone == "gcegnn"
+        # As released, a split is padded to the longest session of that split.
+        self.splits = [
+            (pad(s.items, s.offsets, longest(s), newest_first=newest_first), np.array(s.targets, np.int64))
+            for s in (dataset.train, dataset.test)
+        ]
+        model: nn.Module = (
+            ReleasedSRGNN(dataset.n_items, task.d)
+            if task.backbone == "srgnn"
+            else ReleasedGCEGNN(dataset.n_items, task.d, longest(dataset.train, dataset.test), *item_graph(dataset))
+        )
+        self.model = model.to(self.device)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=LR, weight_decay=L2)
+        make = self.loaded if task.backbone == "gcegnn" else self.sliced
+        self.train_batches = endless(lambda: make(0, shuffle=True))
+        self.test_batches = endless(lambda: make(1, shuffle=False))
+
+    def loaded(self, split: int, *, shuffle: bool) -> Iterator[list[Tensor]]:
+        """One epoch of GCE-GNN's batches, built by four worker processes."""
+        rows = GCEGNNSessions(*self.splits[split])
+        return iter(DataLoader(rows, self.batch, shuffle=shuffle, num_workers=4, pin_memory=self.device.type == "cuda"))
+
+    def sliced(self, split: int, *, shuffle: bool) -> Iterator[list[Tensor]]:
+        """One epoch of SR-GNN's batches, built in this process."""
+        sessions, targets = self.splits[split]
+        order = self.generator.permutation(len(sessions)) if shuffle else np.arange(len(sessions))
+        for rows in batches(order, self.batch):
+            alias, adjacency, nodes = srgnn_graphs(sessions[rows])
+            mask = torch.from_numpy((sessions[rows] > 0).astype(np.int64))
+            yield [
+                torch.from_numpy(alias),
+                torch.from_numpy(adjacency).float(),
+                torch.from_numpy(nodes),
+                mask,
+                torch.from_numpy(targets[rows]),
+            ]
+
+    def train(self, seconds: float) -> Measured:
+        """See `Worker.train`."""
+        self.model.train()
+        total, count = torch.zeros((), device=self.device), 0
+
+        def step() -> int:
+            nonlocal total, count
+            self.optimizer.zero_grad()
+            *inputs, targets = (column.to(self.device) for column in next(self.train_batches))
+            loss = F.cross_entropy(self.model(*inputs), targets - 1)
+            loss.backward()
+            self.optimizer.step()
+            total, count = total + loss.detach(), count + 1
+            return len(targets)
+
+        return run_for(seconds, step, lambda: self.finish(total, count))
+
+    @torch.no_grad()
+    def evaluate(self, seconds: float) -> Measured:
+        """See `Worker.evaluate`. Top 20 to the host, HR and MRR session by session."""
+        self.model.eval()
+        hits: list[float] = []
+        reciprocal: list[float] = []
+
+        def step() -> int:
+            *inputs, targets = next(self.test_batches)
+            top = self.model(*(column.to(self.device) for column in inputs)).topk(20)[1].cpu().numpy()
+            for items, target in zip(top, targets.numpy() - 1, strict=True):
+                hits.append(np.isin(target, items))
+                place = np.where(items == target)[0]
+                reciprocal.append(1 / (place[0] + 1) if len(place) else 0.0)
+            return len(targets)
+
+        return run_for(seconds, step, lambda: 100 * float(np.mean(hits)))
+
+
+def longest(*splits: Split) -> int:
+    """Clicks of the longest session."""
+    return max(int(split.lengths.max()) for split in splits)
+
+
+def item_graph(dataset: SessionDataset) -> tuple[Tensor, Tensor]:
+    """GCE-GNN's global graph: neighbours and counts [n_items + 1, 12]."""
+    neighbors, counts = build_item_graph(dataset.sessions, dataset.n_items)
+    return torch.from_numpy(neighbors), torch.from_numpy(counts)
+
+
+def batches(order: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """Slices of ``order``, the last one shorter."""
+    for start in range(0, len(order), size):
+        yield order[start : start + size]

@@ -1,0 +1,8 @@
+"""Graph backbones by name. One file each: its equations, and the names of its parameters in the released code."""
+
+from types import ModuleType
+
+from dmsrec_jax.backbones import gcegnn, srgnn
+
+BACKBONES: dict[str, ModuleType] = {"srgnn": srgnn, "gcegnn": gcegnn}
+"""Each module has ``build(settings, item_graph, rngs) -> nnx.Module`` and ``TORCH_KEYS``."""

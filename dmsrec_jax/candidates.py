@@ -1,0 +1,50 @@
+"""``python -m dmsrec_jax.candidates``: the candidate sets C_t of eq. (2), for every training and test session."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+
+from dmsrec_jax import cli
+from dmsrec_jax.artifacts import write_candidates
+from dmsrec_jax.config import CandidatesConfig
+from dmsrec_jax.data import Split
+from dmsrec_jax.errors import InputError
+from dmsrec_jax.runs import load_run
+from dmsrec_jax.scoring import Scorer
+
+
+def candidates(config: CandidatesConfig) -> None:
+    """Writes ``train_candidates.npy`` and ``test_candidates.npy``."""
+    console = Console()
+    run = load_run(config.run, config.dataset)
+    room = run.dataset.n_items
+    if config.exclude_seen:
+        room -= max(int(part.lengths.max()) for part in (run.dataset.train, run.dataset.test))
+    if not 1 <= config.k <= room:
+        raise InputError(f"--k {config.k}: 1 to {room} items can be had")
+
+    def top(name: str, part: Split) -> np.ndarray:
+        with Progress(console=console, disable=not console.is_terminal) as bar:
+            task = bar.add_task(f"{name} sessions", total=len(part))
+            scorer = Scorer(run.program, part, run.settings.n_positions)
+            return scorer.top(
+                run.params, config.k, exclude_seen=config.exclude_seen, progress=lambda n: bar.advance(task, n)
+            )
+
+    parts = {"train": run.dataset.train, "test": run.dataset.test}
+    found = {name: top(name, part) for name, part in parts.items()}
+    write_candidates(config.out, found, run.dataset, overwrite=config.overwrite)
+    for name, part in parts.items():
+        hit = 100 * np.mean((found[name] == np.asarray(part.targets)[:, None]).any(1))
+        console.print(f"{name}: {len(part):,} sessions, target among the {config.k} in {hit:.2f} %", highlight=False)
+    console.print(f"candidates: {config.out}", highlight=False)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    cli.run(candidates, CandidatesConfig, argv, prog="python -m dmsrec_jax.candidates")
+
+
+if __name__ == "__main__":
+    main()

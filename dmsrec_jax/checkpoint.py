@@ -1,0 +1,67 @@
+"""Orbax: the training state of a run that goes on, and the parameters of a run that is done."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from dmsrec_jax.errors import InputError
+
+# orbax reports every save at INFO and WARNING level; a progress bar has no room for that.
+logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+class Checkpoints:
+    """The last states of a training run, one per epoch; a save that was cut off is never seen."""
+
+    def __init__(self, folder: Path) -> None:
+        options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
+        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+
+    def save(self, epoch: int, state: Any, notes: dict[str, Any]) -> None:
+        """Saves a pytree of arrays and a JSON dictionary as of the end of ``epoch``."""
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(notes))
+        self._manager.save(epoch, args=args)
+
+    def latest(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
+        """The last epoch saved, its state in the form of ``like``, and its notes; None where nothing was saved."""
+        epoch = self._manager.latest_step()
+        if epoch is None:
+            return None
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        try:
+            saved = self._manager.restore(
+                epoch, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), notes=ocp.args.JsonRestore())
+            )
+        except (ValueError, KeyError, FileNotFoundError) as error:
+            raise InputError(f"{self._manager.directory}: not a checkpoint of this run: {error}") from None
+        return epoch, saved.state, saved.notes
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+def save_arrays(folder: Path, tree: Any) -> None:
+    """Saves a pytree of arrays, whole or not at all."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder.absolute(), tree, force=True)
+
+
+def load_arrays(folder: Path, like: Any) -> Any:
+    """Restores what `save_arrays` wrote.
+
+    Args:
+      folder: the checkpoint.
+      like: a pytree of the same structure, shapes and dtypes.
+
+    Raises:
+      InputError: the folder is missing or holds something else.
+    """
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            return checkpointer.restore(folder.absolute(), abstract)
+    except (ValueError, KeyError, FileNotFoundError) as error:
+        raise InputError(f"{folder}: no such parameters: {error}") from None

@@ -1,0 +1,130 @@
+"""From the command line to one function call: flags, config files, one-line errors, exit codes."""
+
+import contextlib
+import dataclasses
+import io
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, Union, get_type_hints
+
+import tyro
+import yaml
+
+from dmsrec_jax.errors import InputError
+
+C = TypeVar("C")
+
+
+def run(
+    command: Callable[[Any], None],
+    config: type | Mapping[str, type],
+    argv: Sequence[str] | None = None,
+    *,
+    prog: str,
+) -> None:
+    """Parses ``argv`` into ``config`` and calls ``command`` with it; exits 2 with one line on bad input.
+
+    Args:
+      command: called with the parsed dataclass.
+      config: the command's dataclass, or subcommand names and theirs.
+      argv: arguments without the program name; the process's own by default.
+      prog: the name printed in help and errors, such as ``python -m dmsrec_jax.train``.
+    """
+    name = prog.rsplit(".", 1)[-1]
+    try:
+        command(parse(config, sys.argv[1:] if argv is None else list(argv), prog=prog))
+    except InputError as error:
+        print(f"{name}: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def parse(config: type | Mapping[str, type], argv: list[str], *, prog: str) -> Any:
+    """Flags to dataclass. A field named ``config`` makes ``--config FILE`` supply defaults that flags override.
+
+    Raises:
+      InputError: unknown or missing flags, bad values, an unreadable config file or unknown keys in it.
+    """
+    if isinstance(config, Mapping):
+        branches = tuple(Annotated[c, tyro.conf.subcommand(name=name)] for name, c in config.items())
+        target: Any = Union[branches]  # noqa: UP007 - built from a tuple
+        defaults: dict[str, Any] = {}
+    else:
+        target = config
+        defaults = _defaults_from_file(config, argv)
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            return tyro.cli(target, prog=prog, args=argv, **defaults)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise InputError(_one_line(printed.getvalue())) from None
+
+
+def _one_line(box: str) -> str:
+    """tyro draws its errors as boxes; this keeps their words."""
+    lines = [line.strip("╭╮╰╯│─ ") for line in box.splitlines()]
+    words = [line for line in lines if line]
+    cut = next((i for i, line in enumerate(words) if line.startswith("For full helptext")), len(words))
+    return " ".join(words[:cut]) + " (see --help)"
+
+
+def _defaults_from_file(config: type, argv: list[str]) -> dict[str, Any]:
+    path = _config_path(argv) if "config" in {f.name for f in dataclasses.fields(config)} else None
+    if path is None:
+        return {}
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid YAML: {error}") from None
+    return {"default": from_mapping(config, values or {}, source=path)}
+
+
+def _config_path(argv: list[str]) -> Path | None:
+    for here, following in zip(argv, [*argv[1:], ""], strict=True):
+        if here == "--config":
+            return Path(following)
+        if here.startswith("--config="):
+            return Path(here.removeprefix("--config="))
+    return None
+
+
+def from_mapping(config: type[C], values: Any, *, source: Path) -> C:
+    """A dataclass from a YAML mapping; keys may use ``-`` or ``_``.
+
+    Raises:
+      InputError: ``values`` is no mapping, has an unknown key, or a value of the wrong type; ``source`` is named.
+    """
+    if not isinstance(values, dict):
+        raise InputError(f"{source}: a mapping of settings is due")
+    fields = {f.name: f for f in dataclasses.fields(config)}  # type: ignore[arg-type]
+    types = get_type_hints(config)
+    known: dict[str, Any] = {}
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        if name not in fields:
+            raise InputError(f"{source}: unknown key {key!r}; known are {', '.join(sorted(fields))}")
+        known[name] = _typed(types[name], value, f"{source}: {key}")
+    missing = [
+        n
+        for n, f in fields.items()
+        if n not in known and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
+    return config(**known, **{n: tyro.MISSING for n in missing})
+
+
+def _typed(kind: Any, value: Any, where: str) -> Any:
+    """One YAML value as the field's type, through the same parser as the flags."""
+    words = [str(item) for item in value] if isinstance(value, list) else [str(value)]
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            return tyro.cli(Annotated[kind, tyro.conf.Positional], args=words, config=(tyro.conf.FlagConversionOff,))
+    except SystemExit:
+        raise InputError(f"{where}: {value!r} is not of type {getattr(kind, '__name__', kind)}") from None

@@ -1,0 +1,37 @@
+"""Validation from the end of training, whole chains together."""
+
+import numpy as np
+
+from dmsrec_jax.data.dataset import SessionDataset, Sessions, Split
+from dmsrec_jax.errors import InputError
+
+
+def validation_split(dataset: SessionDataset, fraction: float) -> tuple[Split, Split, Sessions]:
+    """Cuts the last ``fraction`` of training chains off as validation.
+
+    Chains (whole sessions) that give no training row are not counted.
+
+    Returns:
+      The training rows, the validation rows, and the whole sessions of the training part alone, which training chains
+      still index: a global item graph built on them has not seen validation.
+
+    Raises:
+      InputError: either part would be empty.
+    """
+    train = dataset.train
+    first_rows = np.flatnonzero(np.diff(train.chains, prepend=-1))
+    kept = n_first(len(first_rows), fraction)
+    if not 0 < kept < len(first_rows):
+        raise InputError(
+            f"--validation-fraction {fraction}: leaves {kept} of {len(first_rows)} training sessions of {dataset.name}"
+        )
+    cut = int(first_rows[kept])
+    end = int(train.chains[cut])
+    offsets = dataset.sessions.offsets[: end + 1]
+    sessions = Sessions(dataset.sessions.items[: offsets[-1]], offsets)
+    return train.rows(0, cut), train.rows(cut, len(train)), sessions
+
+
+def n_first(n: int, fraction: float) -> int:
+    """How many of ``n`` come before the last ``fraction``: n · (1 - fraction), rounded down."""
+    return int(round(n * (1.0 - fraction), 6))

@@ -1,0 +1,127 @@
+"""Files that are whole or absent: staged writes, checked reads, hashes."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dmsrec_jax.errors import InputError
+
+
+@contextlib.contextmanager
+def staged_file(path: Path) -> Iterator[Path]:
+    """Yields a temporary name in the folder of ``path``; on success it is renamed to ``path``, on failure removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    staged = Path(name)
+    try:
+        yield staged
+        _sync(staged)
+        staged.chmod(0o644)
+        staged.replace(path)
+    finally:
+        staged.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def staged_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yields a temporary folder beside ``path``; on success it becomes ``path``, on failure it is removed.
+
+    Raises:
+      InputError: ``path`` exists and is not empty, and ``overwrite`` is false.
+    """
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path}: exists and is not a folder")
+    if path.is_dir() and any(path.iterdir()) and not overwrite:
+        raise InputError(f"{path}: exists already; give --overwrite to replace it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield staged
+        for file in staged.rglob("*"):
+            if file.is_file():
+                _sync(file)
+        staged.chmod(0o755)
+        if path.is_dir():
+            retired = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+            path.replace(retired)
+            staged.replace(path)
+            shutil.rmtree(retired)
+        else:
+            staged.replace(path)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes ``value`` as indented JSON, whole or not at all."""
+    with staged_file(path) as staged:
+        staged.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+      InputError: the file is missing, unreadable or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON: {error}") from None
+
+
+def write_npy(path: Path, array: np.ndarray) -> None:
+    """Writes one array as ``.npy``, whole or not at all."""
+    with staged_file(path) as staged, staged.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def read_npy(path: Path, *, dtype: Any, ndim: int, mmap: bool = True) -> np.ndarray:
+    """Reads a ``.npy`` file without pickle and checks its type and rank.
+
+    Raises:
+      InputError: the file is missing, truncated, foreign, holds objects, or has another dtype or rank.
+    """
+    try:
+        array = np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from None
+    except (ValueError, EOFError) as error:
+        raise InputError(f"{path}: not a plain .npy array: {error}") from None
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"{path}: not a .npy file")
+    if array.dtype != np.dtype(dtype) or array.ndim != ndim:
+        raise InputError(f"{path}: {array.dtype} of rank {array.ndim} where {np.dtype(dtype)} of rank {ndim} is due")
+    return array
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal.
+
+    Raises:
+      InputError: the file cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from None
+    return digest.hexdigest()

@@ -1,0 +1,240 @@
+"""Session graphs and their packed batches: the only file that imports jraph.
+
+Graphs of all sessions are built once, vectorised, and kept in CSR form (`SessionGraphs`); `pack` gathers any B of them
+into ONE padded `jraph.GraphsTuple` inside a jitted program. Nodes are a session's distinct items, edges its distinct
+click transitions. What a batch leaves of its budget belongs to one dummy graph, never to indices out of range (for
+those `jraph.segment_softmax` gives NaN gradients).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jraph
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from dmsrec_jax.data.dataset import Sessions, Split
+
+segment_softmax = jraph.segment_softmax
+segment_sum = jraph.segment_sum
+
+
+class SessionGraphs(NamedTuple):
+    """Graphs of n sessions in CSR form, and one empty session at row n that fills incomplete batches.
+
+    Node indices in ``edge_*`` and ``click_nodes`` count from the session's own first node.
+    """
+
+    node_offsets: Int[Array, "n+2"]
+    node_items: Int[Array, "nodes"]
+    edge_offsets: Int[Array, "n+2"]
+    edge_senders: Int[Array, "edges"]
+    """The earlier click's node."""
+    edge_receivers: Int[Array, "edges"]
+    """The later click's node."""
+    edge_reciprocal: Bool[Array, "edges"]
+    """Whether the opposite transition occurs as well."""
+    click_offsets: Int[Array, "n+2"]
+    click_nodes: Int[Array, "clicks"]
+    targets: Int[Array, "n+1"]
+
+    @property
+    def n_sessions(self) -> int:
+        return len(self.targets) - 1
+
+
+class Budget(NamedTuple):
+    """Fixed sizes of a packed batch; ``nodes`` includes the dummy node."""
+
+    sessions: int
+    nodes: int
+    edges: int
+    clicks: int
+
+
+class SessionBatch(NamedTuple):
+    """B sessions as one flat padded graph. The dummy graph has index B and owns all padding.
+
+    ``graph.nodes`` are item ids (0 for padding), ``graph.edges`` tells reciprocal transitions from one-way ones.
+    """
+
+    graph: jraph.GraphsTuple
+    node_session: Int[Array, "nodes"]
+    click_node: Int[Array, "clicks"]
+    click_session: Int[Array, "clicks"]
+    click_position: Int[Array, "clicks"]
+    """0 = the session's LAST click, as the position tables of the GCE-GNN family count."""
+    length: Int[Array, "B"]
+    """Clicks per session; 0 where the batch is not full."""
+    last_node: Int[Array, "B"]
+    target: Int[Array, "B"]
+
+    @property
+    def n_sessions(self) -> int:
+        return len(self.length)
+
+    def sum_sessions(self, values: Float[Array, "rows *d"], session: Int[Array, "rows"]) -> Float[Array, "B *d"]:
+        """Sums rows (of nodes or clicks) by session, leaving the dummy graph out."""
+        return segment_sum(values, session, self.n_sessions + 1, indices_are_sorted=True)[:-1]
+
+    def click_counts(self) -> Float[Array, "nodes"]:
+        """How often each node's item was clicked in its session."""
+        ones = jnp.ones(len(self.click_node), jnp.float32)
+        return segment_sum(ones, self.click_node, len(self.node_session))
+
+
+def build_graphs(sessions: Sessions, targets: np.ndarray | None = None) -> SessionGraphs:
+    """Builds the graphs of all sessions, without a Python loop.
+
+    Args:
+      sessions: n sessions of at least one click.
+      targets: int32 [n] next clicks; zeros if left out. A `Split` brings its own.
+
+    Returns:
+      Arrays of numpy, to be moved to the device once.
+    """
+    if targets is None:
+        targets = sessions.targets if isinstance(sessions, Split) else np.zeros(len(sessions), np.int32)
+    n, lengths = len(sessions), sessions.lengths
+    session = np.repeat(np.arange(n), lengths)
+    items = np.asarray(sessions.items, np.int64)
+    span = int(items.max(initial=0)) + 1
+    node_keys, node_of_click = np.unique(session * span + items, return_inverse=True)
+    node_offsets = np.searchsorted(node_keys, np.arange(n + 1) * span)
+    local = node_of_click - node_offsets[session]
+
+    inside = np.flatnonzero(session[1:] == session[:-1])
+    width = int(local.max(initial=0)) + 1
+    senders, receivers = node_of_click[inside], local[inside + 1]
+    edge_keys = np.unique(senders * width + receivers)
+    senders, receivers = np.divmod(edge_keys, width)
+    sender_session = node_keys[senders] // span
+    starts = node_offsets[sender_session]
+    backward = (starts + receivers) * width + (senders - starts)
+    found = np.minimum(np.searchsorted(edge_keys, backward), max(len(edge_keys) - 1, 0))
+    edge_offsets = np.searchsorted(sender_session, np.arange(n + 1))
+
+    def offsets(array: np.ndarray) -> np.ndarray:
+        return np.append(array, array[-1]).astype(np.int32)
+
+    return SessionGraphs(
+        node_offsets=offsets(node_offsets),
+        node_items=(node_keys % span).astype(np.int32),
+        edge_offsets=offsets(edge_offsets),
+        edge_senders=(senders - starts).astype(np.int32),
+        edge_receivers=receivers.astype(np.int32),
+        edge_reciprocal=edge_keys[found] == backward if len(edge_keys) else np.zeros(0, bool),
+        click_offsets=offsets(np.asarray(sessions.offsets)),
+        click_nodes=local.astype(np.int32),
+        targets=np.append(targets, 0).astype(np.int32),
+    )
+
+
+def batch_budget(graphs: SessionGraphs, sessions: int, steps: int, devices: int = 1) -> Budget:
+    """The smallest budget that no batch of `stratified_order` can exceed, per device.
+
+    Each batch draws one session from each of ``sessions`` strata of ``steps`` sessions with neighbouring lengths, so
+    the sum of the strata's maxima bounds it, and exceeds the mean by at most the longest session.
+    """
+    lengths = np.diff(graphs.click_offsets)[:-1]
+    by_length = np.argsort(lengths, kind="stable")
+    # Sessions of equal length change places between epochs: each stratum may hold any of its lengths.
+    last_alike = np.searchsorted(lengths[by_length], lengths[by_length], side="right") - 1
+
+    def largest(sizes: np.ndarray) -> int:
+        bound = np.maximum.accumulate(sizes[by_length])[last_alike]
+        strata = np.append(np.zeros(sessions * steps - len(bound), np.int64), bound).reshape(sessions, steps).max(1)
+        return int(strata.reshape(-1, devices).sum(0).max())
+
+    nodes, edges, clicks = (
+        largest(np.diff(o)[:-1]) for o in (graphs.node_offsets, graphs.edge_offsets, graphs.click_offsets)
+    )
+    return Budget(sessions // devices, _round_up(nodes + 1), _round_up(max(edges, 1)), _round_up(clicks))
+
+
+def _round_up(size: int, multiple: int = 16) -> int:
+    return -(-size // multiple) * multiple
+
+
+def stratified_order(key: jax.Array, lengths: Int[Array, "n"], sessions: int, steps: int) -> Int[Array, "steps B"]:
+    """A random order of all sessions, as ``steps`` batches of ``sessions``; each session occurs once.
+
+    Sessions are sorted by length (ties at random) and cut into B strata; each batch draws one session from each, so
+    that batches are as alike in clicks as they can be. Empty places are filled with session n (the empty one).
+
+    Args:
+      key: PRNG key of this epoch.
+      lengths: clicks per session.
+      sessions: B.
+      steps: batches; ``steps * B >= n``.
+    """
+    n = len(lengths)
+    tie_key, batch_key = jax.random.split(key)
+    shuffled = jax.random.permutation(tie_key, n)
+    by_length = shuffled[jnp.argsort(jnp.asarray(lengths)[shuffled], stable=True)]
+    strata = jnp.concatenate([jnp.full(sessions * steps - n, n, by_length.dtype), by_length]).reshape(sessions, steps)
+    return jax.random.permutation(batch_key, strata, axis=1, independent=True).T
+
+
+def fixed_order(graphs: SessionGraphs, sessions: int) -> np.ndarray:
+    """The same strata without chance, for evaluation: int32 [steps, B] with each session once, n where empty."""
+    n = graphs.n_sessions
+    steps = -(-n // sessions)
+    by_length = np.argsort(np.diff(graphs.click_offsets)[:-1], kind="stable")
+    return np.append(np.full(sessions * steps - n, n), by_length).reshape(sessions, steps).T.astype(np.int32)
+
+
+def pack(graphs: SessionGraphs, sessions: Int[Array, "B"], budget: Budget) -> SessionBatch:
+    """Gathers sessions into one packed batch; runs inside jit.
+
+    Args:
+      graphs: device arrays.
+      sessions: row numbers; ``graphs.n_sessions`` is the empty session.
+      budget: sizes that the sessions must not exceed (see `batch_budget`).
+    """
+    n_node, node_graph, node_at, node_start = _ragged(graphs.node_offsets, sessions, budget.nodes)
+    n_edge, edge_graph, edge_at, _ = _ragged(graphs.edge_offsets, sessions, budget.edges)
+    n_click, click_graph, click_at, click_start = _ragged(graphs.click_offsets, sessions, budget.clicks)
+    dummy = len(sessions)
+
+    def node(local: Int[Array, "rows"], at: Int[Array, "rows"], graph: Int[Array, "rows"]) -> Int[Array, "rows"]:
+        return jnp.where(graph < dummy, _take(local, at), 0) + node_start[graph]
+
+    length = n_click[:-1]
+    click_node = node(graphs.click_nodes, click_at, click_graph)
+    last = jnp.clip(click_start[:-1] + length - 1, 0, budget.clicks - 1)
+    positions = n_click[click_graph] - 1 - (jnp.arange(budget.clicks) - click_start[click_graph])
+    return SessionBatch(
+        graph=jraph.GraphsTuple(
+            nodes=jnp.where(node_graph < dummy, _take(graphs.node_items, node_at), 0),
+            edges=jnp.where(edge_graph < dummy, _take(graphs.edge_reciprocal, edge_at), False),
+            senders=node(graphs.edge_senders, edge_at, edge_graph),
+            receivers=node(graphs.edge_receivers, edge_at, edge_graph),
+            n_node=n_node,
+            n_edge=n_edge,
+            globals=None,
+        ),
+        node_session=node_graph,
+        click_node=click_node,
+        click_session=click_graph,
+        click_position=jnp.where(click_graph < dummy, positions, 0),
+        length=length,
+        last_node=jnp.where(length > 0, click_node[last], budget.nodes - 1),
+        target=graphs.targets[sessions],
+    )
+
+
+def _ragged(offsets: Int[Array, "n+2"], rows: Int[Array, "B"], total: int) -> tuple[jax.Array, ...]:
+    """Sizes [B + 1] with the dummy's last, and per element its owner, its place in the CSR array; starts [B + 1]."""
+    sizes = offsets[rows + 1] - offsets[rows]
+    starts = jnp.cumulative_sum(sizes, include_initial=True)
+    sizes = jnp.append(sizes, total - starts[-1])
+    owner = jnp.repeat(jnp.arange(len(sizes)), sizes, total_repeat_length=total)
+    shift = jnp.append(offsets[rows], 0) - starts
+    return sizes, owner, jnp.arange(total) + shift[owner], starts
+
+
+def _take(values: Array, at: Int[Array, "rows"]) -> Array:
+    """Gather whose padding rows (any place) read an arbitrary element; the caller masks them."""
+    return values.at[at].get(mode="clip") if len(values) else jnp.zeros(len(at), values.dtype)

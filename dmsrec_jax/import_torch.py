@@ -1,0 +1,140 @@
+"""``python -m dmsrec_jax.import_torch``: weights of the original repositories as a run folder."""
+
+import pickle
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from rich.console import Console
+
+from dmsrec_jax import cli
+from dmsrec_jax.backbones import BACKBONES
+from dmsrec_jax.config import ImportTorchConfig
+from dmsrec_jax.data import SessionDataset
+from dmsrec_jax.errors import InputError
+from dmsrec_jax.files import staged_folder
+from dmsrec_jax.item_graph import build_item_graph
+from dmsrec_jax.model import ModelSettings
+from dmsrec_jax.runs import new_model, save_model, write_config
+
+
+def import_torch(config: ImportTorchConfig) -> None:
+    """Reads a state dict and writes a run folder."""
+    dataset = SessionDataset.load(config.dataset)
+    weights = read_weights(config.weights)
+    settings = settings_of(weights, config, dataset)
+    graph = build_item_graph(dataset.sessions, dataset.n_items, config.n_neighbors)
+    program, params = new_model(settings, graph, jax.random.key(0))
+    assign(params, weights, BACKBONES[config.backbone].TORCH_KEYS, source=config.weights)
+    with staged_folder(config.out, overwrite=config.overwrite) as staged:
+        save_model(staged, settings, dataset, program, params)
+        write_config(staged, config)
+    unused = sorted(weights.keys() - BACKBONES[config.backbone].TORCH_KEYS.keys())
+    if unused:
+        Console().print(f"not used by {config.backbone}: {', '.join(unused)}", highlight=False)
+    Console().print(f"run folder: {config.out}", highlight=False)
+
+
+def read_weights(path: Path) -> dict[str, np.ndarray]:
+    """A state dict as numpy arrays, from ``.npz``, ``.safetensors`` or ``.pth`` / ``.pt``.
+
+    Raises:
+      InputError: an unreadable, foreign or unsafe file, or a missing package.
+    """
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in arrays.files}
+        if path.suffix == ".safetensors":
+            from safetensors.numpy import load_file
+
+            return load_file(path)
+        if path.suffix in (".pth", ".pt"):
+            import torch
+
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            return {name: value.numpy() for name, value in loaded.items()}
+    except ImportError as error:
+        raise InputError(f"{path}: reading {path.suffix} needs the package {error.name}") from None
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except pickle.UnpicklingError:
+        raise InputError(f"{path}: holds more than plain tensors, so it is not loaded") from None
+    except (OSError, ValueError, EOFError, RuntimeError, AttributeError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: not a state dict: {error}") from None
+    except Exception as error:
+        # safetensors raises a class of its own.
+        if type(error).__module__.startswith("safetensors"):
+            raise InputError(f"{path}: not a safetensors file: {error}") from None
+        raise
+    raise InputError(f"{path}: .npz, .safetensors, .pth or .pt is due")
+
+
+def settings_of(weights: Mapping[str, np.ndarray], config: ImportTorchConfig, dataset: SessionDataset) -> ModelSettings:
+    """Model settings from the weights' shapes.
+
+    Raises:
+      InputError: no item table, or one for another catalogue.
+    """
+    table = weights.get("embedding.weight")
+    if table is None or table.ndim != 2:
+        raise InputError(f"{config.weights}: no embedding.weight: not the weights of a {config.backbone}")
+    if len(table) != dataset.n_items + 1:
+        raise InputError(
+            f"{config.weights}: embedding.weight has {len(table)} rows; {dataset.path} with its {dataset.n_items} "
+            f"items needs {dataset.n_items + 1}"
+        )
+    longest = max(int(part.lengths.max()) for part in (dataset.train, dataset.test))
+    positions = weights.get("pos_embedding.weight")
+    n_positions = longest if positions is None else len(positions)
+    return ModelSettings(config.backbone, dataset.n_items, table.shape[1], "dot", n_positions, config.n_neighbors)
+
+
+def assign(params: nnx.State, weights: Mapping[str, np.ndarray], keys: Mapping[str, str], *, source: Path) -> None:
+    """Puts a state dict into a model's parameters, in place.
+
+    Args:
+      params: parameters of a new model of the same shapes.
+      weights: torch layout (``Linear.weight`` is [out, in]).
+      keys: a backbone's ``TORCH_KEYS``: state-dict key to parameter path, with ``.T`` where it is transposed.
+      source: named in errors.
+
+    Raises:
+      InputError: a key is missing or has another shape.
+    """
+    tree = nnx.to_pure_dict(params)
+    for key, path in keys.items():
+        if key not in weights:
+            raise InputError(f"{source}: no {key}")
+        holder, name = locate(tree, path)
+        value = torch_layout(weights[key], path)
+        if value.shape != holder[name].shape:
+            raise InputError(f"{source}: {key} has shape {weights[key].shape}; {holder[name].shape} is due")
+        holder[name] = jnp.asarray(value, jnp.float32)
+    nnx.replace_by_pure_dict(params, tree)
+
+
+def locate(tree: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
+    """The dictionary that holds a parameter, and its name in there."""
+    *outer, name = path.removesuffix(".T").split(".")
+    for part in outer:
+        tree = tree[part]
+    return tree, name
+
+
+def torch_layout(value: Any, path: str) -> Any:
+    """To or from torch's layout: transposed where the path says so."""
+    return value.T if path.endswith(".T") else value
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    cli.run(import_torch, ImportTorchConfig, argv, prog="python -m dmsrec_jax.import_torch")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""A session model: backbone and scorer, and its loss."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from dmsrec_jax.backbones import BACKBONES
+from dmsrec_jax.graphs import SessionBatch
+from dmsrec_jax.item_graph import ItemGraph
+from dmsrec_jax.layers import parameter, unit
+
+COSINE_SCALE = 12.0
+"""Factor on cosine scores, as in MSGIFSR (Guo et al., WSDM 2022)."""
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """What fixes a model's shapes and program."""
+
+    backbone: str
+    n_items: int
+    d: int
+    score: str
+    n_positions: int
+    """Clicks read of a session, its last ones; rows of the position table where there is one."""
+    n_neighbors: int = 12
+    """gcegnn: columns of the global graph."""
+
+
+class Hyper(NamedTuple):
+    """Traced settings: one program trains any values of them. None leaves a dropout out of the program."""
+
+    lr: Any
+    lr_decay: Any
+    lr_decay_every: Any
+    lr_first_decay: Any
+    l2: Any
+    dropout_global: Any = None
+    dropout_local: Any = None
+
+
+class SessionModel(nnx.Module):
+    """Scores all items for the next click: eq. (8) and (13) of the LLM-DMsRec paper."""
+
+    def __init__(self, settings: ModelSettings, item_graph: ItemGraph | None, *, rngs: nnx.Rngs) -> None:
+        self.cosine = settings.score == "cosine"
+        self.items = parameter(settings.d, settings.n_items + 1, settings.d, rngs=rngs)
+        self.backbone = BACKBONES[settings.backbone].build(settings, item_graph, rngs)
+
+    def __call__(
+        self, batch: SessionBatch, hyper: Hyper | None = None, key: PRNGKeyArray | None = None
+    ) -> Float[Array, "B n_items+1"]:
+        """Logits, [B, n_items + 1]; column = item id, and the padding column is -inf. Dropout only with a key."""
+        vectors = self.item_vectors()
+        return self.score(self.represent(vectors, batch, hyper, key), vectors)
+
+    def item_vectors(self) -> Float[Array, "n_items+1 d"]:
+        """What clicks are read from and scores are taken with."""
+        return unit(self.items[...]) if self.cosine else self.items[...]
+
+    def represent(
+        self,
+        vectors: Float[Array, "n_items+1 d"],
+        batch: SessionBatch,
+        hyper: Hyper | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "B d"]:
+        """The session vectors z."""
+        rates = {} if hyper is None else {"dropout_global": hyper.dropout_global, "dropout_local": hyper.dropout_local}
+        return self.backbone(vectors, batch, key=key, **rates)
+
+    def score(
+        self, z: Float[Array, "B d"], vectors: Float[Array, "n_items+1 d"]
+    ) -> Float[Array, "B n_items+1"]:
+        """z · Eᵀ, or their cosines × 12."""
+        z = unit(z) * COSINE_SCALE if self.cosine else z
+        # Masking column 0 spares a copy of the table that slicing it off would cost.
+        return jnp.where(jnp.arange(len(vectors)) == 0, -jnp.inf, z @ vectors.T)
+
+
+def cross_entropy(logits: Float[Array, "B n_items+1"], batch: SessionBatch) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Sum of the sessions' cross-entropies (eq. 14) and their number; empty places count for nothing."""
+    real = batch.length > 0
+    at_target = jnp.take_along_axis(logits, jnp.maximum(batch.target, 1)[:, None], axis=1)[:, 0]
+    losses = jax.nn.logsumexp(logits, axis=1) - at_target
+    return jnp.sum(jnp.where(real, losses, 0.0)), jnp.sum(real, dtype=jnp.float32)

@@ -1,0 +1,88 @@
+"""``python -m dmsrec_jax.prepare SOURCE --out DIR``: a click log in, a dataset folder and its Table 1 row out."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from dmsrec_jax import cli
+from dmsrec_jax.config import (
+    Prepare,
+    PrepareAmazon,
+    PrepareCsv,
+    PrepareDemo,
+    PrepareLog,
+    PrepareMovieLens,
+    PrepareNpz,
+    PrepareParquet,
+    PreparePickle,
+)
+from dmsrec_jax.data import demo
+from dmsrec_jax.data.amazon import read_amazon
+from dmsrec_jax.data.clicklog import read_log
+from dmsrec_jax.data.movielens import read_movielens
+from dmsrec_jax.data.npz import read_npz
+from dmsrec_jax.data.srgnn_pickle import read_pickles
+from dmsrec_jax.data.write import Prepared, table1, write_dataset
+from dmsrec_jax.errors import InputError
+
+SOURCES = {
+    "csv": PrepareCsv,
+    "parquet": PrepareParquet,
+    "ml-1m": PrepareMovieLens,
+    "amazon-2014": PrepareAmazon,
+    "npz": PrepareNpz,
+    "pickle": PreparePickle,
+    "demo": PrepareDemo,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command; ``argv`` are its arguments, the process's own by default."""
+    cli.run(prepare, SOURCES, argv, prog="python -m dmsrec_jax.prepare")
+
+
+def prepare(config: Prepare) -> None:
+    """Reads the source that ``config`` is of, writes the dataset folder and prints its Table 1 row."""
+    if config.out.is_dir() and any(config.out.iterdir()) and not config.overwrite:  # before hours of reading, not after
+        raise InputError(f"{config.out}: exists already; give --overwrite to replace it")
+    prepared, provenance = _read(config)
+    name = config.name or config.out.resolve().name
+    dataset = write_dataset(prepared, config.out, name=name, provenance=provenance, overwrite=config.overwrite)
+    console = Console()
+    console.print(table1(dataset))
+    for note in prepared.notes:
+        console.print(note, markup=False, highlight=False)
+    console.print(f"{config.out}: hash {dataset.hash[:12]}", markup=False, highlight=False)
+
+
+def _read(config: Prepare) -> tuple[Prepared, dict[str, Any]]:
+    match config:
+        case PrepareDemo():
+            return demo.prepare_demo(config.seed), demo.provenance(config.seed)
+        case PrepareLog():
+            return read_log(config), _provenance(config)
+        case PrepareMovieLens():
+            return read_movielens(config), _provenance(config)
+        case PrepareAmazon():
+            return read_amazon(config), _provenance(config)
+        case PrepareNpz():
+            return read_npz(config.raw), _provenance(config)
+        case PreparePickle():
+            return read_pickles(config.raw), _provenance(config)
+    raise TypeError(f"no source for {type(config).__name__}")
+
+
+def _provenance(config: Prepare) -> dict[str, Any]:
+    """The source and its settings; paths by name alone, so that the same input gives the same folder anywhere."""
+    source = next(name for name, kind in SOURCES.items() if isinstance(config, kind))
+    settings = dataclasses.asdict(config)
+    for unrelated in ("out", "name", "overwrite"):
+        del settings[unrelated]
+    return {"source": source} | {key: v.name if isinstance(v, Path) else v for key, v in settings.items()}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""What a run folder says about its test set: ``results.json``, ``ranks.npy``, and the table on screen.
+
+results.json  {"test": {"raw": {"hr@5": …}, "exclude_seen": {…}},   percent
+               "protocol": "default" | "paper", "model": …, "dataset": {"path": …, "name": …, "hash": …},
+               "intervals": as "test", each value [low, high],                 added by `evaluate`
+               "differences": {other run: as "test", each [difference, low, high]},   by --compare
+               …}
+ranks.npy     int32 [n_test, 2]: see `metrics`
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from dmsrec_jax.data import SessionDataset
+from dmsrec_jax.errors import InputError
+from dmsrec_jax.files import read_json, read_npy, write_json, write_npy
+from dmsrec_jax.metrics import METRICS, VIEWS
+
+Cell = Callable[[str, str], str]
+
+_LABELS = {"raw": "seen items kept", "exclude_seen": "seen excluded"}
+_CAPTION = "Percent, full ranking over all items. HR@K is the paper's P@K. Seen: items of the session itself."
+
+
+def dataset_identity(dataset: SessionDataset) -> dict[str, str]:
+    """How results and models refer to their dataset."""
+    return {"path": str(dataset.path.absolute()), "name": dataset.name, "hash": dataset.hash}
+
+
+def write_results(run: Path, results: Mapping[str, Any]) -> None:
+    """Writes ``results.json`` into a run folder; ``results`` holds at least "test", "protocol", "model", "dataset"."""
+    write_json(run / "results.json", dict(results))
+
+
+def read_results(run: Path) -> dict[str, Any]:
+    """Reads a run's ``results.json``.
+
+    Raises:
+      InputError: it is missing, unreadable, or lacks a metric.
+    """
+    path = run / "results.json"
+    results = read_json(path)
+    try:
+        complete = all(isinstance(results["test"][view][metric], int | float) for view in VIEWS for metric in METRICS)
+    except (KeyError, TypeError):
+        complete = False
+    if not complete:
+        raise InputError(f"{path}: not a run's results: a number is due for each of {', '.join(METRICS)}")
+    return results
+
+
+def write_ranks(run: Path, ranks: np.ndarray) -> None:
+    """Writes ``ranks.npy``, int32 [n_test, 2], into a run folder."""
+    write_npy(run / "ranks.npy", ranks.astype(np.int32))
+
+
+def read_ranks(run: Path, n_test: int) -> np.ndarray:
+    """Reads ``ranks.npy``, int32 [n_test, 2].
+
+    Raises:
+      InputError: it is missing, foreign, of another size, or holds a rank below 1.
+    """
+    path = run / "ranks.npy"
+    ranks = read_npy(path, dtype=np.int32, ndim=2, mmap=False)
+    if ranks.shape != (n_test, len(VIEWS)) or (ranks < 1).any():
+        raise InputError(f"{path}: ranks from 1, of shape {(n_test, len(VIEWS))}, are due; this is {ranks.shape}")
+    return ranks
+
+
+def print_results(runs: Mapping[str, Mapping[str, Any]], console: Console | None = None) -> None:
+    """Prints one table of several runs' results by name; "intervals", where a run has them, as ± half their width."""
+    caption = _CAPTION
+    if any("intervals" in results for results in runs.values()):
+        caption += " ±: half the 95 % interval, chains of prefixes resampled together."
+    if any(results.get("protocol") == "paper" for results in runs.values()):
+        caption += " †: paper protocol, the best epoch of each metric was SELECTED ON THE TEST SET."
+    _print_table({label(name, results): _cell(results) for name, results in runs.items()}, caption, console)
+
+
+def label(name: str, results: Mapping[str, Any]) -> str:
+    """A run's name as printed: with a † where its results were selected on the test set."""
+    return name + ("†" if results.get("protocol") == "paper" else "")
+
+
+def _cell(results: Mapping[str, Any]) -> Cell:
+    def text(view: str, metric: str) -> str:
+        value = f"{results['test'][view][metric]:.2f}"
+        if "intervals" not in results:
+            return value
+        low, high = results["intervals"][view][metric]
+        return f"{value}\n±{(high - low) / 2:.2f}"
+
+    return text
+
+
+def print_differences(name: str, differences: Mapping[str, Any], console: Console | None = None) -> None:
+    """Prints paired differences, by view and metric [difference, low, high]; * marks intervals that leave out 0."""
+
+    def text(view: str, metric: str) -> str:
+        difference, low, high = differences[view][metric]
+        return f"{difference:+.2f}{'*' if low > 0 or high < 0 else ' '}\n±{(high - low) / 2:.2f} "
+
+    caption = f"{_CAPTION} Paired differences of the kept epochs' ranks. *: the 95 % interval leaves out 0."
+    _print_table({name: text}, caption, console)
+
+
+def _print_table(rows: Mapping[str, Cell], caption: str, console: Console | None) -> None:
+    table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("", overflow="fold")
+    for metric in METRICS:
+        table.add_column(metric.upper().replace("@", "\n@"), justify="right", no_wrap=True)
+    for view in VIEWS:
+        table.add_row(_LABELS[view], style="bold")
+        for name, cell in rows.items():
+            table.add_row(name, *[cell(view, metric) for metric in METRICS])
+        table.add_section()
+    (console or Console()).print(table)

@@ -1,0 +1,105 @@
+"""The run folder: what a trained or imported model leaves behind, and how to load it again.
+
+    model.json     model settings, and the dataset's path, name and hash
+    model/         parameters and constants (orbax)
+    config.yaml    the settings of the command that made it
+    results.json, ranks.npy, metrics.jsonl, checkpoints/: see `results` and `train`
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import yaml
+from flax import nnx
+
+from dmsrec_jax.checkpoint import load_arrays, save_arrays
+from dmsrec_jax.data import SessionDataset
+from dmsrec_jax.errors import InputError
+from dmsrec_jax.files import read_json, staged_file, write_json
+from dmsrec_jax.item_graph import ItemGraph
+from dmsrec_jax.model import ModelSettings, SessionModel
+from dmsrec_jax.scoring import Scorer
+from dmsrec_jax.steps import ModelProgram, split_model
+
+
+@dataclass(frozen=True)
+class Run:
+    """A model with its parameters, and the dataset it belongs to."""
+
+    path: Path
+    settings: ModelSettings
+    dataset: SessionDataset
+    program: ModelProgram
+    params: nnx.State
+
+    def score_test(self) -> np.ndarray:
+        """Ranks of the test targets, int32 [n_test, 2]."""
+        return Scorer(self.program, self.dataset.test, self.settings.n_positions).ranks(self.params)
+
+
+def new_model(settings: ModelSettings, item_graph: ItemGraph | None, key: jax.Array) -> tuple[ModelProgram, nnx.State]:
+    """A freshly initialised model, split into program and parameters."""
+    return split_model(SessionModel(settings, item_graph, rngs=nnx.Rngs(params=key)))
+
+
+def dataset_identity(dataset: SessionDataset) -> dict[str, str]:
+    """How results and models refer to their dataset."""
+    return {"path": str(dataset.path.absolute()), "name": dataset.name, "hash": dataset.hash}
+
+
+def save_model(
+    path: Path, settings: ModelSettings, dataset: SessionDataset, program: ModelProgram, params: nnx.State
+) -> None:
+    """Writes ``model/`` and then ``model.json``, whose presence says that the model is whole."""
+    save_arrays(path / "model", _arrays(program, params))
+    write_json(path / "model.json", {"settings": dataclasses.asdict(settings), "dataset": dataset_identity(dataset)})
+
+
+def load_run(path: Path, dataset: Path | None = None) -> Run:
+    """Loads a run folder.
+
+    Args:
+      path: the run folder.
+      dataset: where the run's dataset is now; the recorded path if left out.
+
+    Raises:
+      InputError: no model there, a damaged one, or a dataset that is not the one it was trained on.
+    """
+    if not (path / "model.json").is_file():
+        raise InputError(f"{path}: no model.json: not a run folder with a trained or imported model")
+    description = read_json(path / "model.json")
+    try:
+        settings = ModelSettings(**description["settings"])
+        recorded = description["dataset"]
+        opened = SessionDataset.load(dataset or Path(recorded["path"]))
+        same = opened.hash == recorded["hash"]
+    except (KeyError, TypeError):
+        raise InputError(f"{path / 'model.json'}: not the description of a model") from None
+    if not same:
+        raise InputError(f"{opened.path}: not the dataset {path} was trained on ({recorded['name']}, by hash)")
+    empty = np.zeros((settings.n_items + 1, settings.n_neighbors))
+    graph = ItemGraph(empty.astype(np.int32), empty.astype(np.float32))
+    program, params = new_model(settings, graph, jax.random.key(0))
+    arrays = load_arrays(path / "model", _arrays(program, params))
+    nnx.replace_by_pure_dict(params, arrays["params"])
+    if "constants" in arrays:
+        nnx.replace_by_pure_dict(program.constants, arrays["constants"])
+    return Run(path, settings, opened, program, params)
+
+
+def write_config(path: Path, config: Any) -> None:
+    """Writes a command's settings as ``config.yaml``; `train --config` reads it again."""
+    values = {
+        key: str(value) if isinstance(value, Path) else value for key, value in dataclasses.asdict(config).items()
+    }
+    with staged_file(path / "config.yaml") as staged:
+        staged.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+
+
+def _arrays(program: ModelProgram, params: nnx.State) -> dict[str, Any]:
+    arrays = {"params": nnx.to_pure_dict(params), "constants": nnx.to_pure_dict(program.constants)}
+    return arrays if arrays["constants"] else {"params": arrays["params"]}

@@ -1,0 +1,73 @@
+"""Scores whole sets of sessions on the device: ranks of their targets, or their top items."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from dmsrec_jax.data.dataset import Sessions
+from dmsrec_jax.graphs import batch_budget, build_graphs, fixed_order
+from dmsrec_jax.steps import ModelProgram, eval_ranks, eval_top
+
+BATCH = 256
+"""Sessions per evaluation step; results do not depend on it."""
+CHUNK = 16
+"""Evaluation steps between two progress reports."""
+
+Progress = Callable[[int], None]
+
+
+class Scorer:
+    """Sessions on the device, ready to be scored with any parameters of one model."""
+
+    def __init__(self, program: ModelProgram, sessions: Sessions, n_positions: int) -> None:
+        """Moves the sessions' graphs to the device.
+
+        Args:
+          program: the model.
+          sessions: n sessions; a `Split` where ranks are wanted.
+          n_positions: keep that many last clicks of a session.
+        """
+        graphs = build_graphs(sessions.last(n_positions))
+        order = fixed_order(graphs, min(BATCH, max(len(sessions), 1)))
+        self._program = program
+        self._budget = batch_budget(graphs, order.shape[1], len(order))
+        self._n = len(sessions)
+        self._order = order
+        self._graphs = jax.tree.map(jnp.asarray, graphs)
+        self._ranks = jax.jit(partial(eval_ranks, graphdef=program.graphdef, budget=self._budget))
+
+    def ranks(self, params: nnx.State) -> np.ndarray:
+        """Ranks of the targets, int32 [n, 2]: raw, and with seen items excluded (see `metrics`)."""
+        return self._collect(partial(self._ranks, self._program.constants, params, self._graphs), lambda _: None)
+
+    def top(self, params: nnx.State, k: int, *, exclude_seen: bool, progress: Progress) -> np.ndarray:
+        """The best ``k`` items of each session, best first, int32 [n, k].
+
+        Args:
+          params: the model's parameters.
+          k: items per session.
+          exclude_seen: leave out the session's own items.
+          progress: called with the number of sessions done since the last call.
+        """
+        static: dict[str, Any] = {"graphdef": self._program.graphdef, "budget": self._budget}
+        program = jax.jit(partial(eval_top, k=k, exclude_seen=exclude_seen, **static))
+        return self._collect(lambda o: program(self._program.constants, params, self._graphs, o)[0], progress)
+
+    def _collect(self, program: Callable[[jax.Array], jax.Array], progress: Progress) -> np.ndarray:
+        """Runs ``program`` over equal chunks of the order and puts its rows back in the sessions' own order."""
+        steps, batch = self._order.shape
+        chunks = -(-steps // CHUNK)
+        padded = np.full((chunks * -(-steps // chunks), batch), self._n, np.int32)
+        padded[:steps] = self._order
+        rows = []
+        for chunk in np.split(padded, chunks):
+            rows.append(np.asarray(program(jnp.asarray(chunk))).reshape(chunk.size, -1))
+            progress(int((chunk < self._n).sum()))
+        result = np.empty((self._n + 1, rows[0].shape[1]), np.int32)
+        result[padded.reshape(-1)] = np.concatenate(rows)
+        return result[:-1]
