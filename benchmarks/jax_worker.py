@@ -22,9 +22,10 @@ CHUNK = 32
 
 
 class JaxWorker:
-    """Ours, on jax's default device."""
+    """Ours, on one device."""
 
     def __init__(self, task: Task) -> None:
+        jax.config.update("jax_platforms", task.device)
         dataset = SessionDataset.load(task.dataset)
         gcegnn = task.backbone == "gcegnn"
         longest = max(int(split.lengths.max()) for split in (dataset.train, dataset.test))
@@ -41,7 +42,7 @@ class JaxWorker:
         steps = self.chunks * -(-batches // self.chunks)
         budget = batch_budget(graphs, task.batch, steps)
         self.graphs = jax.tree.map(jnp.asarray, graphs)
-        lengths = np.diff(graphs.click_offsets)[:-1]
+        lengths = jnp.asarray(np.diff(graphs.click_offsets)[:-1])
         self.order = jax.jit(partial(stratified_order, lengths=lengths, sessions=task.batch, steps=steps))
         steps_program = partial(train_steps, graphdef=self.program.graphdef, budget=budget)
         self.train_steps = jax.jit(steps_program, donate_argnums=1)

@@ -38,7 +38,7 @@ class Worker(Protocol):
     """One form of one backbone on one data set. Its constructor takes the `Task` and prepares the data."""
 
     def train(self, seconds: float) -> Measured:
-        """Trains on where it left off, for ``seconds`` and at least one step, data included; ends when results are in."""
+        """Trains on from where it was, data included, for ``seconds`` and at least one step; waits for the results."""
 
     def evaluate(self, seconds: float) -> Measured:
         """Ranks test targets among all items and sums up the metrics, for ``seconds`` and at least one step."""

@@ -1,7 +1,7 @@
 """The ``.npy`` contract between the two programs: names, dtypes, shapes, hashes, checks.
 
-    {train,test}_candidates.npy   int32 [n_sessions, K]   1-based item ids, best first
-    candidates.json               schema version, dataset hash, K, SHA-256 of each file
+{train,test}_candidates.npy   int32 [n_sessions, K]   1-based item ids, best first
+candidates.json               schema version, dataset hash, K, SHA-256 of each file
 """
 
 from collections.abc import Mapping

@@ -13,14 +13,14 @@ def chain_bootstrap(values: np.ndarray, chains: np.ndarray, *, resamples: int, s
 
     Args:
       values: float [rows, m].
-      chains: int [rows], ascending: the session each row is a prefix of.
+      chains: int [rows]: the session each row is a prefix of.
       resamples: how often to draw.
       seed: the same seed draws the same chains.
     """
-    starts = np.flatnonzero(np.diff(chains, prepend=chains[0] - 1))
+    order = np.argsort(chains, kind="stable")
+    _, starts, sizes = np.unique(chains[order], return_index=True, return_counts=True)
+    sums = np.add.reduceat(values[order], starts, axis=0)
     n = len(starts)
-    sums = np.add.reduceat(values, starts, axis=0)
-    sizes = np.diff(starts, append=len(chains)).astype(np.float64)
     rng = np.random.default_rng(seed)
     block = max(1, _BLOCK // n)
     means = np.empty((resamples, values.shape[1]))

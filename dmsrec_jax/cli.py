@@ -116,7 +116,7 @@ def from_mapping(config: type[C], values: Any, *, source: Path) -> C:
         for n, f in fields.items()
         if n not in known and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
     ]
-    return config(**known, **{n: tyro.MISSING for n in missing})
+    return config(**known, **dict.fromkeys(missing, tyro.MISSING))
 
 
 def _typed(kind: Any, value: Any, where: str) -> Any:

@@ -13,7 +13,15 @@ from dmsrec_jax.data import SessionDataset
 from dmsrec_jax.errors import InputError
 from dmsrec_jax.files import read_json
 from dmsrec_jax.metrics import by_view, contributions
-from dmsrec_jax.results import label, print_differences, print_results, read_ranks, write_ranks, write_results
+from dmsrec_jax.results import (
+    label,
+    print_differences,
+    print_results,
+    read_ranks,
+    read_results,
+    write_ranks,
+    write_results,
+)
 
 
 def evaluate(config: EvaluateConfig, console: Console | None = None) -> None:
@@ -30,6 +38,7 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> None:
         raise InputError(f"--bootstrap {config.bootstrap}: at least 2 resamples are due")
     about = _about(config.run)
     dataset = SessionDataset.load(config.dataset or Path(about["dataset"]["path"]))
+    name = config.run.resolve().name
     own = _percent(_ranks(config.run, about, dataset))
     if about.get("protocol") != "paper":
         about["test"] = by_view(own.mean(axis=0))
@@ -41,24 +50,22 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> None:
         about.setdefault("differences", {})[str(config.compare)] = by_view(rows)
     write_results(config.run, about)
 
-    print_results({config.run.name: about}, console)
+    print_results({name: about}, console)
     if config.compare is not None:
-        name = f"{label(config.run.name, about)} − {label(config.compare.name, other)}"
-        print_differences(name, about["differences"][str(config.compare)], console)
+        title = f"{label(name, about)} − {label(config.compare.resolve().name, other)}"
+        print_differences(title, about["differences"][str(config.compare)], console)
 
 
 def _about(run: Path) -> dict[str, Any]:
-    """``results.json`` as far as it goes: of an imported model, only what ``model.json`` knows."""
-    path = run / "results.json"
-    if not path.is_file() and (run / "model.json").is_file():
-        path = run / "model.json"
-    about = read_json(path)
+    """``results.json``, or for a model that has none yet what ``model.json`` knows."""
+    if (run / "results.json").is_file() or not (run / "model.json").is_file():
+        return read_results(run)
+    model = read_json(run / "model.json")
     try:
-        kept = dict(about) if path.name == "results.json" else {"protocol": "default", "dataset": about["dataset"]}
-        _ = kept["dataset"]["path"], kept["dataset"]["hash"]
-    except (KeyError, TypeError, ValueError):
-        raise InputError(f"{path}: does not say which dataset the run belongs to") from None
-    return kept
+        dataset = {key: str(model["dataset"][key]) for key in ("path", "name", "hash")}
+        return {"protocol": "default", "model": str(model["settings"]["backbone"]), "dataset": dataset}
+    except (KeyError, TypeError):
+        raise InputError(f"{run / 'model.json'}: not the description of a model") from None
 
 
 def _ranks(run: Path, about: dict[str, Any], dataset: SessionDataset) -> np.ndarray:

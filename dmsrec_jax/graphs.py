@@ -6,13 +6,13 @@ click transitions. What a batch leaves of its budget belongs to one dummy graph,
 those `jraph.segment_softmax` gives NaN gradients).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import jraph
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from dmsrec_jax.data.dataset import Sessions, Split
 
@@ -23,21 +23,22 @@ segment_sum = jraph.segment_sum
 class SessionGraphs(NamedTuple):
     """Graphs of n sessions in CSR form, and one empty session at row n that fills incomplete batches.
 
-    Node indices in ``edge_*`` and ``click_nodes`` count from the session's own first node.
+    Node indices in ``edge_*`` and ``click_nodes`` count from the session's own first node. The arrays are numpy's as
+    built and jax's on the device.
     """
 
-    node_offsets: Int[Array, "n+2"]
-    node_items: Int[Array, "nodes"]
-    edge_offsets: Int[Array, "n+2"]
-    edge_senders: Int[Array, "edges"]
+    node_offsets: Int[Any, "n+2"]
+    node_items: Int[Any, "nodes"]
+    edge_offsets: Int[Any, "n+2"]
+    edge_senders: Int[Any, "edges"]
     """The earlier click's node."""
-    edge_receivers: Int[Array, "edges"]
+    edge_receivers: Int[Any, "edges"]
     """The later click's node."""
-    edge_reciprocal: Bool[Array, "edges"]
+    edge_reciprocal: Bool[Any, "edges"]
     """Whether the opposite transition occurs as well."""
-    click_offsets: Int[Array, "n+2"]
-    click_nodes: Int[Array, "clicks"]
-    targets: Int[Array, "n+1"]
+    click_offsets: Int[Any, "n+2"]
+    click_nodes: Int[Any, "clicks"]
+    targets: Int[Any, "n+1"]
 
     @property
     def n_sessions(self) -> int:
@@ -74,7 +75,7 @@ class SessionBatch(NamedTuple):
     def n_sessions(self) -> int:
         return len(self.length)
 
-    def sum_sessions(self, values: Float[Array, "rows *d"], session: Int[Array, "rows"]) -> Float[Array, "B *d"]:
+    def sum_sessions(self, values: Num[Array, "rows *d"], session: Int[Array, "rows"]) -> Num[Array, "B *d"]:
         """Sums rows (of nodes or clicks) by session, leaving the dummy graph out."""
         return segment_sum(values, session, self.n_sessions + 1, indices_are_sorted=True)[:-1]
 
@@ -153,11 +154,24 @@ def batch_budget(graphs: SessionGraphs, sessions: int, steps: int, devices: int 
     return Budget(sessions // devices, _round_up(nodes + 1), _round_up(max(edges, 1)), _round_up(clicks))
 
 
+def pad_graphs(graphs: SessionGraphs, budget: Budget) -> SessionGraphs:
+    """Pads the arrays of at most ``budget.sessions`` graphs to the budget's sizes, so that one program serves many."""
+
+    sizes = {"node": budget.nodes, "edge": budget.edges, "click": budget.clicks}
+    values = {}
+    for name, array in graphs._asdict().items():
+        if name.endswith("offsets"):
+            values[name] = np.pad(array, (0, budget.sessions + 2 - len(array)), mode="edge")
+        else:
+            values[name] = np.pad(array, (0, sizes.get(name.split("_")[0], budget.sessions + 1) - len(array)))
+    return SessionGraphs(**values)
+
+
 def _round_up(size: int, multiple: int = 16) -> int:
     return -(-size // multiple) * multiple
 
 
-def stratified_order(key: jax.Array, lengths: Int[Array, "n"], sessions: int, steps: int) -> Int[Array, "steps B"]:
+def stratified_order(key: jax.Array, lengths: Int[Any, "n"], sessions: int, steps: int) -> Int[Array, "steps B"]:
     """A random order of all sessions, as ``steps`` batches of ``sessions``; each session occurs once.
 
     Sessions are sorted by length (ties at random) and cut into B strata; each batch draws one session from each, so
@@ -198,7 +212,7 @@ def pack(graphs: SessionGraphs, sessions: Int[Array, "B"], budget: Budget) -> Se
     n_click, click_graph, click_at, click_start = _ragged(graphs.click_offsets, sessions, budget.clicks)
     dummy = len(sessions)
 
-    def node(local: Int[Array, "rows"], at: Int[Array, "rows"], graph: Int[Array, "rows"]) -> Int[Array, "rows"]:
+    def node(local: Int[Array, "stored"], at: Int[Array, "rows"], graph: Int[Array, "rows"]) -> Int[Array, "rows"]:
         return jnp.where(graph < dummy, _take(local, at), 0) + node_start[graph]
 
     length = n_click[:-1]
@@ -225,7 +239,7 @@ def pack(graphs: SessionGraphs, sessions: Int[Array, "B"], budget: Budget) -> Se
     )
 
 
-def _ragged(offsets: Int[Array, "n+2"], rows: Int[Array, "B"], total: int) -> tuple[jax.Array, ...]:
+def _ragged(offsets: Int[Array, "bounds"], rows: Int[Array, "B"], total: int) -> tuple[jax.Array, ...]:
     """Sizes [B + 1] with the dummy's last, and per element its owner, its place in the CSR array; starts [B + 1]."""
     sizes = offsets[rows + 1] - offsets[rows]
     starts = jnp.cumulative_sum(sizes, include_initial=True)

@@ -1,5 +1,7 @@
 """What at least two backbones share."""
 
+from typing import Any, Protocol, runtime_checkable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -8,11 +10,22 @@ from jaxtyping import Array, Float, PRNGKeyArray
 UNIT_EPSILON = 1e-12
 
 
+@runtime_checkable
+class Settings(Protocol):
+    """What backbones read of `model.ModelSettings`."""
+
+    @property
+    def d(self) -> int: ...
+
+    @property
+    def n_positions(self) -> int: ...
+
+
 def uniform(d: int) -> nnx.Initializer:
     """Initial values in ±1/sqrt(d), for every parameter, as the released models reset theirs."""
     bound = d**-0.5
 
-    def initialise(key: PRNGKeyArray, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+    def initialise(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return initialise

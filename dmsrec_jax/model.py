@@ -53,18 +53,18 @@ class SessionModel(nnx.Module):
 
     def __call__(
         self, batch: SessionBatch, hyper: Hyper | None = None, key: PRNGKeyArray | None = None
-    ) -> Float[Array, "B n_items+1"]:
+    ) -> Float[Array, "B items"]:
         """Logits, [B, n_items + 1]; column = item id, and the padding column is -inf. Dropout only with a key."""
         vectors = self.item_vectors()
         return self.score(self.represent(vectors, batch, hyper, key), vectors)
 
-    def item_vectors(self) -> Float[Array, "n_items+1 d"]:
+    def item_vectors(self) -> Float[Array, "items d"]:
         """What clicks are read from and scores are taken with."""
         return unit(self.items[...]) if self.cosine else self.items[...]
 
     def represent(
         self,
-        vectors: Float[Array, "n_items+1 d"],
+        vectors: Float[Array, "items d"],
         batch: SessionBatch,
         hyper: Hyper | None = None,
         key: PRNGKeyArray | None = None,
@@ -73,16 +73,16 @@ class SessionModel(nnx.Module):
         rates = {} if hyper is None else {"dropout_global": hyper.dropout_global, "dropout_local": hyper.dropout_local}
         return self.backbone(vectors, batch, key=key, **rates)
 
-    def score(
-        self, z: Float[Array, "B d"], vectors: Float[Array, "n_items+1 d"]
-    ) -> Float[Array, "B n_items+1"]:
+    def score(self, z: Float[Array, "B d"], vectors: Float[Array, "items d"]) -> Float[Array, "B items"]:
         """z · Eᵀ, or their cosines × 12."""
         z = unit(z) * COSINE_SCALE if self.cosine else z
         # Masking column 0 spares a copy of the table that slicing it off would cost.
         return jnp.where(jnp.arange(len(vectors)) == 0, -jnp.inf, z @ vectors.T)
 
 
-def cross_entropy(logits: Float[Array, "B n_items+1"], batch: SessionBatch) -> tuple[Float[Array, ""], Float[Array, ""]]:
+def cross_entropy(
+    logits: Float[Array, "B items"], batch: SessionBatch
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Sum of the sessions' cross-entropies (eq. 14) and their number; empty places count for nothing."""
     real = batch.length > 0
     at_target = jnp.take_along_axis(logits, jnp.maximum(batch.target, 1)[:, None], axis=1)[:, 0]

@@ -54,11 +54,9 @@ class Devices:
             return order
         return np.moveaxis(order.reshape(*order.shape[:-1], -1, self.count), -1, 0)
 
-    def compile_training(self, train_steps: Callable[..., Any], **static: Any) -> Callable[..., Any]:
+    def compile_training(self, train_steps: Callable[..., Any], **static: Any) -> Any:
         """Compiles `steps.train_steps` for these devices, with its state donated."""
         if self.count == 1:
             return jax.jit(partial(train_steps, **static), donate_argnums=1)
         program = partial(train_steps, axis=AXIS, **static)
-        return jax.pmap(
-            program, axis_name=AXIS, in_axes=(0, 0, 0, 0, None), donate_argnums=1, devices=self._devices
-        )
+        return jax.pmap(program, axis_name=AXIS, in_axes=(0, 0, 0, 0, None), donate_argnums=1, devices=self._devices)

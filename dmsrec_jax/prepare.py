@@ -54,8 +54,8 @@ def prepare(config: Prepare) -> None:
     console = Console()
     console.print(table1(dataset))
     for note in prepared.notes:
-        console.print(note, markup=False, highlight=False)
-    console.print(f"{config.out}: hash {dataset.hash[:12]}", markup=False, highlight=False)
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{config.out}: hash {dataset.hash[:12]}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _read(config: Prepare) -> tuple[Prepared, dict[str, Any]]:

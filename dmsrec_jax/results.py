@@ -42,16 +42,17 @@ def read_results(run: Path) -> dict[str, Any]:
     """Reads a run's ``results.json``.
 
     Raises:
-      InputError: it is missing, unreadable, or lacks a metric.
+      InputError: it is missing, unreadable, or lacks a metric or its dataset.
     """
     path = run / "results.json"
     results = read_json(path)
     try:
         complete = all(isinstance(results["test"][view][metric], int | float) for view in VIEWS for metric in METRICS)
+        complete = complete and all(isinstance(results["dataset"][key], str) for key in ("path", "hash"))
     except (KeyError, TypeError):
         complete = False
     if not complete:
-        raise InputError(f"{path}: not a run's results: a number is due for each of {', '.join(METRICS)}")
+        raise InputError(f"{path}: not a run's results: a metric of the test set, or the dataset, is missing")
     return results
 
 
@@ -80,7 +81,7 @@ def print_results(runs: Mapping[str, Mapping[str, Any]], console: Console | None
         caption += " ±: half the 95 % interval, chains of prefixes resampled together."
     if any(results.get("protocol") == "paper" for results in runs.values()):
         caption += " †: paper protocol, the best epoch of each metric was SELECTED ON THE TEST SET."
-    _print_table({label(name, results): _cell(results) for name, results in runs.items()}, caption, console)
+    _print_table("", {label(name, results): _cell(results) for name, results in runs.items()}, caption, console)
 
 
 def label(name: str, results: Mapping[str, Any]) -> str:
@@ -107,12 +108,12 @@ def print_differences(name: str, differences: Mapping[str, Any], console: Consol
         return f"{difference:+.2f}{'*' if low > 0 or high < 0 else ' '}\n±{(high - low) / 2:.2f} "
 
     caption = f"{_CAPTION} Paired differences of the kept epochs' ranks. *: the 95 % interval leaves out 0."
-    _print_table({name: text}, caption, console)
+    _print_table(name, {"difference": text}, caption, console)
 
 
-def _print_table(rows: Mapping[str, Cell], caption: str, console: Console | None) -> None:
-    table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("", overflow="fold")
+def _print_table(title: str, rows: Mapping[str, Cell], caption: str, console: Console | None) -> None:
+    table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", padding=0)
+    table.add_column(title, overflow="fold", min_width=15)
     for metric in METRICS:
         table.add_column(metric.upper().replace("@", "\n@"), justify="right", no_wrap=True)
     for view in VIEWS:

@@ -1,9 +1,9 @@
 """The run folder: what a trained or imported model leaves behind, and how to load it again.
 
-    model.json     model settings, and the dataset's path, name and hash
-    model/         parameters and constants (orbax)
-    config.yaml    the settings of the command that made it
-    results.json, ranks.npy, metrics.jsonl, checkpoints/: see `results` and `train`
+model.json     model settings, and the dataset's path, name and hash
+model/         parameters and constants (orbax)
+config.yaml    the settings of the command that made it
+results.json, ranks.npy, metrics.jsonl, checkpoints/: see `results` and `train`
 """
 
 import dataclasses
@@ -22,6 +22,7 @@ from dmsrec_jax.errors import InputError
 from dmsrec_jax.files import read_json, staged_file, write_json
 from dmsrec_jax.item_graph import ItemGraph
 from dmsrec_jax.model import ModelSettings, SessionModel
+from dmsrec_jax.results import dataset_identity
 from dmsrec_jax.scoring import Scorer
 from dmsrec_jax.steps import ModelProgram, split_model
 
@@ -44,11 +45,6 @@ class Run:
 def new_model(settings: ModelSettings, item_graph: ItemGraph | None, key: jax.Array) -> tuple[ModelProgram, nnx.State]:
     """A freshly initialised model, split into program and parameters."""
     return split_model(SessionModel(settings, item_graph, rngs=nnx.Rngs(params=key)))
-
-
-def dataset_identity(dataset: SessionDataset) -> dict[str, str]:
-    """How results and models refer to their dataset."""
-    return {"path": str(dataset.path.absolute()), "name": dataset.name, "hash": dataset.hash}
 
 
 def save_model(

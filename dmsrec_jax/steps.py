@@ -35,7 +35,7 @@ ADAM = optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
 
 def split_model(model: SessionModel) -> tuple[ModelProgram, nnx.State]:
     """Splits a module once into structure with constants, and parameters."""
-    graphdef, params, constants = nnx.split(model, nnx.Param, ...)
+    graphdef, params, constants = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
     return ModelProgram(graphdef, constants), params
 
 
@@ -102,16 +102,14 @@ def train_steps(
     return jax.lax.scan(step, state, order)
 
 
-def apply_adam(
-    state: TrainState, gradients: nnx.State, lr: Float[Array, ""]
-) -> tuple[nnx.State, optax.OptState]:
+def apply_adam(state: TrainState, gradients: nnx.State, lr: Float[Array, ""]) -> tuple[nnx.State, optax.OptState]:
     """One step of torch's Adam: L2 is added to the gradient, not decoupled."""
     penalised = jax.tree.map(lambda g, p: g + state.hyper.l2 * p, gradients, state.params)
     updates, opt_state = ADAM.update(penalised, state.opt_state)
     return jax.tree.map(lambda p, u: p - lr * u, state.params, updates), opt_state
 
 
-def target_ranks(logits: Float[Array, "B n_items+1"], batch: SessionBatch) -> Int[Array, "B 2"]:
+def target_ranks(logits: Float[Array, "B items"], batch: SessionBatch) -> Int[Array, "B 2"]:
     """Ranks of the targets, raw and with seen items excluded, as `metrics.rank_targets` defines them."""
     n_items, n = logits.shape[1] - 1, batch.n_sessions
     own = jnp.take_along_axis(logits, batch.target[:, None], axis=1)
@@ -126,7 +124,7 @@ def target_ranks(logits: Float[Array, "B n_items+1"], batch: SessionBatch) -> In
     return jnp.stack([raw, jnp.where(target_seen, n_items + 1, raw - seen_ahead)], axis=1)
 
 
-def without_seen(logits: Float[Array, "B n_items+1"], batch: SessionBatch) -> Float[Array, "B n_items+1"]:
+def without_seen(logits: Float[Array, "B items"], batch: SessionBatch) -> Float[Array, "B items"]:
     """Logits whose own session's items are -inf."""
     padded = jnp.pad(logits, ((0, 1), (0, 0)))
     return padded.at[batch.node_session, batch.graph.nodes].set(-jnp.inf)[:-1]

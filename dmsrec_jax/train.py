@@ -5,7 +5,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,8 @@ from dmsrec_jax.item_graph import build_item_graph
 from dmsrec_jax.metrics import METRICS, VIEWS, summarise
 from dmsrec_jax.model import Hyper, ModelSettings
 from dmsrec_jax.parallel import Devices
-from dmsrec_jax.results import print_results, write_ranks, write_results
-from dmsrec_jax.runs import dataset_identity, new_model, save_model, write_config
+from dmsrec_jax.results import dataset_identity, print_results, write_ranks, write_results
+from dmsrec_jax.runs import new_model, save_model, write_config
 from dmsrec_jax.scoring import Scorer
 from dmsrec_jax.steps import TrainState, initial_state, learning_rate, train_steps
 
@@ -70,7 +70,8 @@ def train(config: TrainConfig) -> None:
 
     state = devices.put(state)
     compile_seconds = epoch_program.compile(state)
-    console.print(f"{dataset.name}: {len(rows):,} sessions, {epoch_program.steps} steps an epoch; compiled in {compile_seconds:.1f} s")
+    steps = f"{epoch_program.steps} steps an epoch; compiled in {compile_seconds:.1f} s"
+    console.print(f"{dataset.name}: {len(rows):,} sessions, {steps}")
     while len(history) < config.epochs and not is_stale(history, config):
         epoch = len(history)
         started = time.perf_counter()
@@ -202,7 +203,12 @@ class EpochProgram:
         self._program = devices.compile_training(train_steps, graphdef=program.graphdef, budget=budget)
         self._constants, self._graphs = devices.put(program.constants), devices.put(graphs)
         self._order = jax.jit(
-            partial(stratified_order, lengths=np.diff(graphs.click_offsets)[:-1], sessions=config.batch_size, steps=self.steps)
+            partial(
+                stratified_order,
+                lengths=np.diff(graphs.click_offsets)[:-1],
+                sessions=config.batch_size,
+                steps=self.steps,
+            )
         )
 
     def orders(self, epoch: int) -> list[np.ndarray]:
@@ -224,7 +230,9 @@ class EpochProgram:
             task = bar.add_task(f"epoch {epoch + 1}", total=self._n, rate="", loss="")
             started, done = time.perf_counter(), 0
             for part in self.orders(epoch):
-                state, values = self._program(self._constants, state, self._graphs, jnp.asarray(part), jnp.asarray(epoch))
+                state, values = self._program(
+                    self._constants, state, self._graphs, jnp.asarray(part), jnp.asarray(epoch)
+                )
                 losses += self._devices.get(values).tolist()
                 done += int((part < self._n).sum())
                 rate = f"{done / (time.perf_counter() - started):,.0f} sessions/s"
@@ -246,7 +254,7 @@ def progress_bar() -> Progress:
 
 def best_epoch(history: list[dict[str, Any]]) -> int:
     """The epoch (from 1) with the best selection metric, the earliest of equals."""
-    scores = [entry.get("validation", entry.get("test"))["raw"][SELECT_BY] for entry in history]
+    scores = [entry["validation" if "validation" in entry else "test"]["raw"][SELECT_BY] for entry in history]
     return int(np.argmax(scores)) + 1
 
 

@@ -46,8 +46,7 @@ class LocalParameters(nn.Module):
 
     def __init__(self, d: int) -> None:
         super().__init__()
-        for relation in range(4):
-            self.register_parameter(f"a_{relation}", nn.Parameter(torch.empty(d, 1)))
+        self.a_0, self.a_1, self.a_2, self.a_3 = (nn.Parameter(torch.empty(d, 1)) for _ in range(4))
 
     @property
     def relations(self) -> torch.Tensor:

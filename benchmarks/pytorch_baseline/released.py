@@ -5,6 +5,8 @@ set; a batch's graphs are rebuilt from its clicks each time; graphs are dense ma
 positions in d dimensions and fetches the global neighbours of padding too.
 """
 
+import itertools
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -20,7 +22,7 @@ MASKED = -9e15
 def pad(items: np.ndarray, offsets: np.ndarray, width: int, *, newest_first: bool = False) -> np.ndarray:
     """Sessions as one int64 matrix [rows, width], 0 where they end."""
     padded = np.zeros((len(offsets) - 1, width), np.int64)
-    for row, (start, stop) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
+    for row, (start, stop) in enumerate(itertools.pairwise(offsets)):
         session = items[start:stop]
         padded[row, : stop - start] = session[::-1] if newest_first else session
     return padded
@@ -39,7 +41,7 @@ def srgnn_graphs(sessions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarr
         node = np.unique(session)
         nodes.append(node.tolist() + (n - len(node)) * [0])
         edges = np.zeros((n, n))
-        for click, following in zip(session[:-1], session[1:], strict=True):
+        for click, following in itertools.pairwise(session):
             if following == 0:
                 break
             edges[np.where(node == click)[0][0], np.where(node == following)[0][0]] = 1
@@ -113,6 +115,9 @@ class GCEGNNSessions(Dataset):
 
 class ReleasedGCEGNN(GCEGNNParameters):
     """GCE-GNN on padded sessions."""
+
+    neighbors: Tensor
+    counts: Tensor
 
     def __init__(
         self, n_items: int, d: int, n_positions: int, neighbors: Tensor, counts: Tensor, dropout_global: float = 0.5

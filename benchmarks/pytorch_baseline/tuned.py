@@ -28,6 +28,8 @@ def padding_mask(n_items: int) -> Tensor:
 class TunedSRGNN(SRGNNParameters):
     """SR-GNN on packed sessions."""
 
+    mask: Tensor
+
     def __init__(self, n_items: int, d: int) -> None:
         super().__init__(n_items, d)
         self.register_buffer("mask", padding_mask(n_items), persistent=False)
@@ -44,13 +46,10 @@ class TunedSRGNN(SRGNNParameters):
         return score_items(vectors, self.embedding.weight, self.mask)
 
     def propagate(self, h: Tensor, batch: SRGNNBatch) -> Tensor:
-        """One gated step [N, d]; the three products that start from ``h`` are one."""
-        cell, d = self.gnn, h.shape[1]
-        weight = torch.cat([cell.linear_edge_in.weight, cell.linear_edge_out.weight, cell.w_hh])
-        bias = torch.cat([cell.linear_edge_in.bias, cell.linear_edge_out.bias, cell.b_hh])
-        h_in, h_out, gates_h = F.linear(h, weight, bias).split([d, d, 3 * d], 1)
-        message_in = h_in.index_select(0, batch.senders) * batch.in_weight
-        message_out = h_out.index_select(0, batch.receivers) * batch.out_weight
+        """One gated step [N, d]; torch's cell has the same gates, and is one kernel on a GPU."""
+        cell = self.gnn
+        message_in = cell.linear_edge_in(h).index_select(0, batch.senders) * batch.in_weight
+        message_out = cell.linear_edge_out(h).index_select(0, batch.receivers) * batch.out_weight
         messages = torch.cat(
             [
                 sum_by(message_in, batch.receivers, len(h)) + cell.b_iah,
@@ -58,14 +57,15 @@ class TunedSRGNN(SRGNNParameters):
             ],
             1,
         )
-        i_reset, i_update, i_new = F.linear(messages, cell.w_ih, cell.b_ih).chunk(3, 1)
-        h_reset, h_update, h_new = gates_h.chunk(3, 1)
-        new = torch.tanh(i_new + torch.sigmoid(i_reset + h_reset) * h_new)
-        return torch.lerp(new, h, torch.sigmoid(i_update + h_update))
+        return torch.gru_cell(messages, h, cell.w_ih, cell.w_hh, cell.b_ih, cell.b_hh)
 
 
 class TunedGCEGNN(GCEGNNParameters):
     """GCE-GNN on packed sessions; global neighbours of distinct items only."""
+
+    neighbors: Tensor
+    counts: Tensor
+    mask: Tensor
 
     def __init__(
         self,
@@ -104,10 +104,11 @@ class TunedGCEGNN(GCEGNNParameters):
         item_neighbors = self.neighbors.index_select(0, batch.items)
         near = self.embedding.weight.index_select(0, item_neighbors.flatten()).view(n, -1, d)
         mean = self.session_mean(h, batch).index_select(0, batch.session)
-        hidden = (mean[:, None] * near).flatten(0, 1) @ cell.w_1[:d]
-        hidden = torch.addcmul(hidden, self.counts.index_select(0, batch.items).view(-1, 1), cell.w_1[d])
-        alpha = (F.leaky_relu(hidden, SLOPE) @ cell.w_2).view(n, 1, -1).softmax(2)
-        return torch.relu(torch.cat([h, torch.bmm(alpha, near)[:, 0]], 1) @ cell.w_3)
+        counts = self.counts.index_select(0, batch.items).view(-1, 1)
+        hidden = (mean[:, None] * near).flatten(0, 1) @ cell.w_1[:d] + counts * cell.w_1[d]
+        logits = (F.leaky_relu(hidden, SLOPE) * cell.w_2[:, 0]).sum(1).view(n, -1)
+        attended = (logits.softmax(1)[:, :, None] * near).sum(1)
+        return torch.relu(torch.cat([h, attended], 1) @ cell.w_3)
 
     def read_out(self, h: Tensor, batch: GCEGNNBatch) -> Tensor:
         """Session vectors [B, d]; the position product is taken once per position, the item product per node."""

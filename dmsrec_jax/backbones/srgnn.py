@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from dmsrec_jax.graphs import SessionBatch, segment_sum
-from dmsrec_jax.layers import linear, parameter
+from dmsrec_jax.layers import Settings, linear, parameter
 
 TORCH_KEYS = {
     "embedding.weight": "items",
@@ -49,7 +49,9 @@ class SRGNN(nnx.Module):
         self.w_3 = linear(d, d, 1, rngs=rngs, use_bias=False)
         self.transform = linear(d, 2 * d, d, rngs=rngs)
 
-    def __call__(self, item_vectors: Float[Array, "n_items+1 d"], batch: SessionBatch, **_: object) -> Float[Array, "B d"]:
+    def __call__(
+        self, item_vectors: Float[Array, "items d"], batch: SessionBatch, **_: object
+    ) -> Float[Array, "B d"]:
         """Session vectors, [B, d]."""
         h = self.propagate(item_vectors[batch.graph.nodes], batch)
         return self.read_out(h, batch)
@@ -87,6 +89,6 @@ def _mean(x: Float[Array, "nodes d"], sources: Array, sinks: Array, n: int) -> F
     return segment_sum(x[sources], sinks, n) / jnp.maximum(degree, 1.0)[:, None]
 
 
-def build(settings: object, item_graph: object, rngs: nnx.Rngs) -> SRGNN:
+def build(settings: Settings, item_graph: object, rngs: nnx.Rngs) -> SRGNN:
     """The backbone for these model settings; it needs no global graph."""
     return SRGNN(settings.d, rngs=rngs)

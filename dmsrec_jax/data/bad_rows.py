@@ -37,6 +37,6 @@ class BadRows:
     def notes(self) -> tuple[str, ...]:
         """One line per reason that was met."""
         return tuple(
-            f"{self.path.name}: {count:,} bad rows skipped, the first in {self._place(self._first[reason])}: {reason}"
+            f"{self.path.name}: bad rows skipped: {count:,}, the first in {self._place(self._first[reason])}: {reason}"
             for reason, count in self._counts.items()
         )

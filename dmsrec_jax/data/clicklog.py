@@ -1,6 +1,8 @@
 """Click logs in CSV or Parquet, scanned lazily: one row per click with a session, an item and a time."""
 
 import csv
+import itertools
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -39,17 +41,18 @@ def read_log(config: PrepareLog) -> Prepared:
         flag is out of range, or nothing is left.
     """
     _check_flags(config)
+    if config.titles is not None:
+        _title_columns(config.titles, config.item_col)  # fails now rather than after the log
     bad = BadRows(config.raw, skip=config.skip_bad_rows, place=partial(_place, config))
-    sessions, items = pl.Categories.random(), pl.Categories.random()
     try:
-        clicks = _read_clicks(config, sessions, items, bad)
+        clicks, items = _read_clicks(config, bad)
     except OSError as error:
         raise InputError(f"{config.raw}: {error.strerror or error}") from None
     except pl.exceptions.PolarsError as error:
         raise _unreadable(config, error) from None
 
     def names(codes: np.ndarray) -> list[str]:
-        return pl.Series(codes, dtype=pl.UInt32).cast(pl.Categorical(items)).cast(pl.String).to_list()
+        return pl.Series(codes, dtype=pl.UInt32).cat.to(items.dtype).cast(pl.String).to_list()
 
     prepared = build(
         clicks,
@@ -78,14 +81,13 @@ def _check_flags(config: PrepareLog) -> None:
             raise InputError(f"{flag} {value}: must be 1 or more")
 
 
-def _read_clicks(config: PrepareLog, sessions: pl.Categories, items: pl.Categories, bad: BadRows) -> Clicks:
-    """All good clicks in the order (session, time)."""
+def _read_clicks(config: PrepareLog, bad: BadRows) -> tuple[Clicks, pl.Series]:
+    """All good clicks in the order (session, time), and the distinct items, which keep the codes of `Clicks.item`."""
     log = _scan(config)
     columns = log.collect_schema()
     for flag, name in (("session", config.session_col), ("item", config.item_col), ("time", config.time_col)):
         if name not in columns:
-            known = ", ".join(column[:40] for column in list(columns)[:20] if column != _EXTRA)
-            raise InputError(f"{config.raw}: no column {name!r} (--{flag}-col); it has {known}")
+            raise InputError(f"{config.raw}: no column {name!r} (--{flag}-col); {_listed(columns)}")
     session, item = (pl.col(name).cast(pl.String) for name in (config.session_col, config.item_col))
     time = _microseconds(log, config.time_col, columns[config.time_col])
     extra = pl.col(_EXTRA).is_not_null() if _EXTRA in columns else pl.lit(False)
@@ -96,13 +98,13 @@ def _read_clicks(config: PrepareLog, sessions: pl.Categories, items: pl.Categori
         .filter(~pl.all_horizontal(pl.col(list(columns)).is_null()))
         .select(
             "row",
-            session.cast(pl.Categorical(sessions)).to_physical().alias("session"),
-            item.cast(pl.Categorical(items)).to_physical().alias("item"),
+            session.cast(pl.Categorical(pl.Categories.random())).alias("session"),
+            item.cast(pl.Categorical(pl.Categories.random())).alias("item"),
             time.alias("time"),
             reason.when(no_text).then(4).when(time.is_null()).then(5).otherwise(0).cast(pl.UInt8).alias("reason"),
         )
     )
-    batches: list[list[np.ndarray]] = []
+    batches: list[pl.DataFrame] = []  # of categoricals: codes hold only as long as some column of their kind lives
     with Progress(transient=True) as progress:
         task = progress.add_task(f"reading {config.raw.name}", total=log.select(pl.len()).collect().item())
         for batch in query.collect_batches(chunk_size=_BATCH, maintain_order=True, engine="streaming"):
@@ -110,12 +112,14 @@ def _read_clicks(config: PrepareLog, sessions: pl.Categories, items: pl.Categori
             good = batch.filter(pl.col("reason") == 0)
             if len(good) < len(batch):
                 _count(batch.filter(pl.col("reason") > 0), bad)
-            batches.append([good[name].to_numpy() for name in ("session", "item", "time", "row")])
-    if not any(len(batch[0]) for batch in batches):
+            batches.append(good.drop("reason"))
+    if not any(len(batch) for batch in batches):
         raise InputError(f"{config.raw}: no click in it")
-    clicks = Clicks(*(np.concatenate(column) for column in zip(*batches, strict=True)))
-    del batches
-    return _without_duplicates(clicks[np.lexsort((clicks.time, clicks.session))], bad)
+    table = pl.concat(batches, rechunk=False)
+    del batches, batch, good
+    clicks = Clicks(*(table[name].to_physical().to_numpy() for name in ("session", "item", "time", "row")))
+    clicks = clicks[np.lexsort((clicks.time, clicks.session))]
+    return _without_duplicates(clicks, bad), table["item"].unique()
 
 
 def _scan(config: PrepareLog) -> pl.LazyFrame:
@@ -151,8 +155,11 @@ def _separator(flag: str) -> str:
 
 def _header(path: Path, separator: str) -> list[str]:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            names = next(csv.reader([file.readline(1 << 20)], delimiter=separator), [])
+        with path.open("rb") as file:
+            line = file.readline(1 << 20).decode("utf-8-sig")
+        names = next(csv.reader([line], delimiter=separator), [])
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from None
     except UnicodeDecodeError:
         raise InputError(f"{path}: line 1: not UTF-8 text") from None
     except csv.Error as error:
@@ -242,12 +249,22 @@ def _unreadable(config: PrepareLog, error: Exception) -> InputError:
     return InputError(f"{config.raw}: not readable as a click log: {str(error).splitlines()[0]}")
 
 
-def _read_titles(path: Path, item_col: str, item_ids: list[str]) -> list[str]:
-    """The title of each item, "" where ``path`` has none; where it has several, the first."""
+def _listed(columns: Iterable[str]) -> str:
+    """What columns there are, for an error: the first ones, each cut short."""
+    return "it has " + ", ".join(repr(name[:40]) for name in itertools.islice(columns, 20) if name != _EXTRA)
+
+
+def _title_columns(path: Path, item_col: str) -> list[str]:
     columns = _header(path, ",")
     for name in (item_col, "title"):
         if name not in columns:
-            raise InputError(f"{path}: no column {name!r}; it has {', '.join(column[:40] for column in columns[:20])}")
+            raise InputError(f"{path}: no column {name!r}; {_listed(columns)}")
+    return columns
+
+
+def _read_titles(path: Path, item_col: str, item_ids: list[str]) -> list[str]:
+    """The title of each item, "" where ``path`` has none; where it has several, the first."""
+    columns = _title_columns(path, item_col)
     wanted = scan_text(path, columns, ",", header=True).select(pl.col(item_col).alias("item"), "title")
     try:
         found = wanted.filter(pl.col("item").is_in(item_ids) & pl.col("title").is_not_null()).collect()

@@ -18,7 +18,7 @@ import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -34,6 +34,8 @@ _FILES = (
     "sessions_offsets.npy",
     *(f"{split}_{part}.npy" for split in ("train", "test") for part in ("items", "offsets", "targets", "chains")),
 )
+
+S = TypeVar("S", bound="Sessions")
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Sessions:
     def __getitem__(self, row: int) -> np.ndarray:
         return self.items[self.offsets[row] : self.offsets[row + 1]]
 
-    def last(self, n: int) -> "Sessions":
+    def last(self: S, n: int) -> S:
         """The last ``n`` clicks of each session."""
         lengths = self.lengths
         if lengths.max(initial=0) <= n:

@@ -107,7 +107,8 @@ def _sittings(time: np.ndarray, day: np.ndarray, starts: np.ndarray) -> np.ndarr
 
 def _read_ratings(path: Path, bad: BadRows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Users, movies and times (seconds), int64 [n] each, in file order."""
-    fields = ("user", "", "movie", " ", "rating", "  ", "time")  # "::" is two separators with nothing between
+    # "::" is two separators with nothing between; "more" catches a fifth field.
+    fields = ("user", "", "movie", " ", "rating", "  ", "time", "   ", "more")
     try:
         table = (
             scan_text(path, list(fields), ":", header=False, quote=None)
@@ -115,7 +116,7 @@ def _read_ratings(path: Path, bad: BadRows) -> tuple[np.ndarray, np.ndarray, np.
             .with_columns(pl.col("user", "movie", "rating", "time").cast(pl.Int64, strict=False))
             .with_columns(
                 good=pl.all_horizontal(pl.col("user", "movie", "rating", "time") >= 0)
-                & pl.all_horizontal(pl.col("", " ", "  ", "\0").is_null())
+                & pl.all_horizontal(pl.col("", " ", "  ", "   ", "more").is_null())
                 & (pl.col("movie") < 1 << 24)
             )
             .with_columns(pl.col("good").fill_null(False))

@@ -35,12 +35,11 @@ def read_npz(raw: Path) -> Prepared:
     arrays = _read_arrays(path)
     inputs = (path, *(file for file in [path.parent / "titles.json"] if file.exists()))
     item_ids, titles = _read_titles(inputs[1]) if len(inputs) > 1 else (None, None)
+    clicks = [name for name in arrays if not name.endswith("offsets")]
+    for name in clicks:
+        arrays[name] = check_ids(arrays[name], len(item_ids) if item_ids else MAX_ITEMS, f"{path}: {name}")
     if item_ids is None:
-        ids = [arrays[name] for name in arrays if not name.endswith("offsets") and len(arrays[name])]
-        item_ids = [str(i) for i in range(1, 1 + min(MAX_ITEMS, max((int(a.max()) for a in ids), default=0)))]
-    for name, array in arrays.items():
-        if not name.endswith("offsets"):
-            arrays[name] = check_ids(array, len(item_ids), f"{path}: {name}")
+        item_ids = [str(i) for i in range(1, 1 + max(int(arrays[name].max(initial=0)) for name in clicks))]
     sessions = csr(arrays["all_items"], arrays["all_offsets"], f"{path}: all")
     train, form = align(
         csr(arrays["train_items"], arrays["train_offsets"], f"{path}: train"),

@@ -5,6 +5,7 @@ import numpy as np
 from dmsrec_jax.data.dataset import Sessions, Split
 from dmsrec_jax.errors import InputError
 
+MAX_CLICKS = 1 << 31
 _BLOCK = 1 << 22
 """Clicks gathered at once, so that the int64 index of a ragged gather stays small beside its int32 result."""
 
@@ -47,8 +48,14 @@ def last_clicks(sessions: Sessions) -> Split:
 
 
 def prefixes(sessions: Sessions, *, longest_first: bool = False) -> Split:
-    """Every prefix of every session with the click after it as its target, shortest first unless ``longest_first``."""
+    """Every prefix of every session with the click after it as its target, shortest first unless ``longest_first``.
+
+    Raises:
+      InputError: they would hold more than `MAX_CLICKS` clicks, since prefixes grow with the square of the length.
+    """
     rows = np.maximum(sessions.lengths - 1, 0)
+    if (total := int((rows * (rows + 1) // 2).sum())) > MAX_CLICKS:
+        raise InputError(f"all prefixes hold {total:,} clicks, too many; the longest session has {rows.max() + 1:,}")
     chains = np.repeat(np.arange(len(sessions)), rows)
     rank = np.arange(len(chains)) - np.repeat(np.cumsum(rows) - rows, rows)
     return _samples(sessions, chains, rows[chains] - rank if longest_first else rank + 1)

@@ -70,7 +70,9 @@ def tuned_gcegnn(file, items, offsets):
     return model, lambda: model(batch)[:, 1:]
 
 
-@pytest.mark.parametrize("build", [released_srgnn, tuned_srgnn, released_gcegnn, tuned_gcegnn], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "build", [released_srgnn, tuned_srgnn, released_gcegnn, tuned_gcegnn], ids=lambda f: f.__name__
+)
 def test_golden(build):
     file = golden(build.__name__.split("_")[1])
     model, forward = build(file, *csr(file))

@@ -1,0 +1,162 @@
+"""``python -m dmsrec_jax.recommend`` and `Recommender`: the next clicks of sessions that nobody prepared."""
+
+from collections.abc import Sequence
+from functools import cached_property, partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from dmsrec_jax import cli
+from dmsrec_jax.config import RecommendConfig
+from dmsrec_jax.data import Sessions
+from dmsrec_jax.errors import InputError
+from dmsrec_jax.graphs import Budget, build_graphs, pad_graphs
+from dmsrec_jax.runs import Run, load_run
+from dmsrec_jax.steps import eval_top
+
+BATCH = 256
+"""Most sessions per device call."""
+
+
+class Recommender:
+    """A trained model that ranks the catalogue for live sessions.
+
+    >>> recommender = Recommender.load("runs/demo-gcegnn-0")  # doctest: +SKIP
+    >>> items, scores = recommender.recommend([["Toy Story", "Jumanji"]], k=5)  # doctest: +SKIP
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self.titles = run.dataset.titles
+        self.item_ids = run.dataset.item_ids
+        self._top = jax.jit(
+            partial(eval_top, graphdef=run.program.graphdef), static_argnames=("budget", "k", "exclude_seen")
+        )
+
+    @classmethod
+    def load(cls, run: str | Path, dataset: str | Path | None = None) -> "Recommender":
+        """Opens a run folder.
+
+        Args:
+          run: folder written by `train` or `import_torch`.
+          dataset: where the run's dataset is now; the recorded path if left out.
+
+        Raises:
+          InputError: no model there, or not its dataset.
+        """
+        return cls(load_run(Path(run), None if dataset is None else Path(dataset)))
+
+    def recommend(
+        self, sessions: Sequence[Sequence[int | str]], k: int = 20, exclude_seen: bool = True
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The ``k`` items most likely to be clicked next.
+
+        Args:
+          sessions: clicks of each session, oldest first: item ids (int, from 1), raw ids or titles (str).
+          k: items per session.
+          exclude_seen: leave out the session's own items.
+
+        Returns:
+          Item ids int32 [sessions, k], best first, and their logits float32 [sessions, k].
+
+        Raises:
+          InputError: an unknown or ambiguous item, an empty session, or ``k`` out of range.
+        """
+        rows = [[self.item(click) for click in session] for session in sessions]
+        for number, row in enumerate(rows):
+            if not row:
+                raise InputError(f"session {number}: has no clicks")
+        room = self._run.dataset.n_items - (max((len(set(row)) for row in rows), default=0) if exclude_seen else 0)
+        if not 1 <= k <= room:
+            raise InputError(f"k = {k}: 1 to {room} items can be recommended here")
+        parts = [self._batch(rows[i : i + BATCH], k, exclude_seen) for i in range(0, len(rows), BATCH)]
+        if not parts:
+            return np.zeros((0, k), np.int32), np.zeros((0, k), np.float32)
+        items, scores = zip(*parts, strict=True)
+        return np.concatenate(items), np.concatenate(scores)
+
+    def item(self, name: int | str) -> int:
+        """The item id of an item id, raw id or title; titles match whatever their case.
+
+        Raises:
+          InputError: it is unknown, or several items have that title.
+        """
+        if isinstance(name, int | np.integer):
+            if not 1 <= name <= self._run.dataset.n_items:
+                raise InputError(f"item {name}: ids run from 1 to {self._run.dataset.n_items}")
+            return int(name)
+        if name in self._by_raw_id:
+            return self._by_raw_id[name]
+        found = self._by_title.get(name.casefold(), [])
+        if len(found) > 1:
+            raise InputError(
+                f"{name!r}: several items have this title: ids {', '.join(self.item_ids[i] for i in found)}"
+            )
+        if not found:
+            raise InputError(f"{name!r}: no item of {self._run.dataset.name} has this title or id")
+        return found[0]
+
+    @cached_property
+    def _by_raw_id(self) -> dict[str, int]:
+        return {raw: item for item, raw in enumerate(self.item_ids) if item}
+
+    @cached_property
+    def _by_title(self) -> dict[str, list[int]]:
+        items: dict[str, list[int]] = {}
+        for item, title in enumerate(self.titles or []):
+            if title:
+                items.setdefault(title.casefold(), []).append(item)
+        return items
+
+    def _batch(self, rows: list[list[int]], k: int, exclude_seen: bool) -> tuple[np.ndarray, np.ndarray]:
+        offsets = np.append(0, np.cumsum([len(row) for row in rows]))
+        sessions = Sessions(np.fromiter((i for row in rows for i in row), np.int32, offsets[-1]), offsets)
+        graphs = build_graphs(sessions.last(self._run.settings.n_positions))
+        # Sizes in powers of two: a live service compiles a handful of programs, not one per batch.
+        clicks = _power_of_two(len(graphs.click_nodes) + 1)
+        budget = Budget(_power_of_two(len(rows)), clicks, clicks, clicks)
+        device_graphs = jax.tree.map(jnp.asarray, pad_graphs(graphs, budget))
+        order = jnp.arange(budget.sessions, dtype=jnp.int32)[None]
+        program, params = self._run.program, self._run.params
+        items, scores = self._top(
+            program.constants, params, device_graphs, order, budget=budget, k=k, exclude_seen=exclude_seen
+        )
+        return np.asarray(items)[0, : len(rows)], np.asarray(scores)[0, : len(rows)]
+
+
+def _power_of_two(n: int) -> int:
+    return 1 << (n - 1).bit_length()
+
+
+def recommend(config: RecommendConfig) -> None:
+    """Prints a table of recommendations for one session."""
+    recommender = Recommender.load(config.run, config.dataset)
+    session = [name.strip() for name in config.session.split(";") if name.strip()]
+    if not session:
+        raise InputError("--session: titles or ids separated by ';' are due")
+    unknown = []
+    for name in session:
+        try:
+            recommender.item(name)
+        except InputError as error:
+            unknown.append(str(error))
+    if unknown:
+        raise InputError("--session: " + "; ".join(unknown))
+    items, scores = recommender.recommend([list(session)], config.k, config.exclude_seen)
+    table = Table("rank", "id", "title", "score")
+    for rank, (item, score) in enumerate(zip(items[0].tolist(), scores[0].tolist(), strict=True), start=1):
+        title = recommender.titles[item] if recommender.titles else ""
+        table.add_row(str(rank), recommender.item_ids[item], title, f"{score:.3f}")
+    Console().print(table, highlight=False)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    cli.run(recommend, RecommendConfig, argv, prog="python -m dmsrec_jax.recommend")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""What several tests share: a tiny data set whose sessions repeat items, and the way to the shared reference data."""
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dmsrec_jax.data import SessionDataset, Sessions
+from dmsrec_jax.data.samples import prefixes
+from dmsrec_jax.data.write import Prepared, write_dataset
+
+SHARED = Path(os.environ.get("DMSREC_SHARED", Path(__file__).parents[1] / "../shared"))
+N_ITEMS = 30
+
+
+def shared(*parts: str) -> Path:
+    """A file of the reference data; skips the test where it is absent."""
+    path = SHARED.joinpath(*parts)
+    if not path.exists():
+        pytest.skip(f"{path} is absent; DMSREC_SHARED names the folder of reference data")
+    return path
+
+
+def random_sessions(seed: int, n: int, n_items: int = N_ITEMS, longest: int = 9) -> Sessions:
+    """Sessions of 1 to ``longest`` clicks that often come back to an item, or stay on it."""
+    rng = np.random.default_rng(seed)
+    offsets = np.append(0, np.cumsum(rng.integers(1, longest + 1, n)))
+    window = rng.integers(1, n_items - 3, n)[np.repeat(np.arange(n), np.diff(offsets))]
+    return Sessions((window + rng.integers(0, 4, offsets[-1])).astype(np.int32), offsets)
+
+
+def write_tiny(path: Path, seed: int = 0) -> SessionDataset:
+    """A data set of 30 items and about 160 rows with repeated items, repeated titles and an item without one."""
+    train, test = random_sessions(seed, 45), random_sessions(seed + 1, 15)
+    titles = [f"Film {i}" for i in range(1, N_ITEMS - 2)] + ["Twin", "twin", ""]
+    ids = [f"raw-{i}" for i in range(1, N_ITEMS + 1)]
+    prepared = Prepared(prefixes(train), prefixes(test), train, ids, titles)
+    return write_dataset(prepared, path, name="tiny", provenance={"source": "test"})
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> SessionDataset:
+    return write_tiny(tmp_path_factory.mktemp("data") / "tiny")
+
+
+@pytest.fixture
+def broken(tmp_path) -> SessionDataset:
+    """A copy of `tiny` that a test may damage."""
+    return write_tiny(tmp_path / "broken")
+
+
+@pytest.fixture
+def refused(capsys):
+    """Calls a command that must exit with code 2 and exactly one line on stderr; returns the line."""
+
+    def call(main, *argv: object) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main([str(word) for word in argv])
+        out, err = capsys.readouterr()
+        assert stop.value.code == 2
+        assert err.endswith("\n")
+        assert err.count("\n") == 1, err
+        assert "Traceback" not in out
+        return err
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory) -> dict[str, str]:
+    """Environment of a child process: one CPU device, compiled programs kept between children."""
+    cache = tmp_path_factory.mktemp("compiled")
+    return os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]),
+    }
+
+
+def command(name: str, *argv: object) -> list[str]:
+    """``python -m dmsrec_jax.NAME`` with these arguments."""
+    return [sys.executable, "-m", f"dmsrec_jax.{name}", *map(str, argv)]

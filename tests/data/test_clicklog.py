@@ -1,0 +1,201 @@
+"""CSV and Parquet logs: the rules by hand, times, bad rows, and independence of chunks."""
+
+from datetime import UTC, datetime
+
+import numpy as np
+import polars as pl
+import pytest
+
+from dmsrec_jax.config import PrepareCsv, PrepareParquet
+from dmsrec_jax.data.clicklog import read_log
+from dmsrec_jax.errors import InputError
+
+# s1 … s5 end at 12, 21, 33, 41, 51. Item z is rare; s4's click on it goes, which leaves s4 with one.
+LOG = """\
+session_id,item_id,timestamp,note
+s1,a,11,"x, y"
+s1,b,10,
+s2,b,20,
+s2,a,21,
+s1,c,12,
+s3,c,33,"two
+lines"
+s3,b,31,
+s4,z,40,
+s4,a,41,
+s5,c,50,
+s5,a,51,
+"""
+
+
+def config(tmp_path, text=LOG, **options):
+    path = tmp_path / "log.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    options = {"min_item_count": 2, "test_fraction": 0.25} | options
+    return PrepareCsv(out=tmp_path / "out", raw=path, **options)
+
+
+def rows(sessions):
+    return [sessions[i].tolist() for i in range(len(sessions))]
+
+
+def test_by_hand(tmp_path):
+    prepared = read_log(config(tmp_path))
+    assert prepared.item_ids == ["a", "b", "c"]
+    assert rows(prepared.sessions) == [[2, 1, 3], [2, 1], [2, 3]]
+    assert rows(prepared.train) == [[2, 1], [2], [2]]
+    assert prepared.train.targets.tolist() == [3, 1, 3]
+    assert prepared.train.chains.tolist() == [0, 1, 2]
+    assert rows(prepared.test) == [[3]]
+    assert prepared.test.targets.tolist() == [1]
+    assert prepared.notes == (
+        "11 clicks on 4 items read; 2 clicks dropped with items of fewer than 2 clicks and 1 sessions of fewer than 2",
+        "0 test clicks on items unseen in training dropped, then 0 test sessions of fewer than 2",
+    )
+
+
+def test_options(tmp_path):
+    assert rows(read_log(config(tmp_path, augment_prefixes=True)).train) == [[2], [2, 1], [2], [2]]
+    longer = read_log(config(tmp_path, min_session_len=3, min_item_count=1, test_fraction=0.5, text=LOG + LONGER))
+    assert rows(longer.sessions) == [[2, 1, 3]]
+    seconds = 20 / 86_400
+    by_days = read_log(config(tmp_path, test_fraction=None, test_days=seconds))  # after 51 - 20 = 31: s3 and s5
+    assert rows(by_days.sessions) == [[2, 1, 3], [2, 1]]
+    assert len(by_days.test) == 2
+
+
+LONGER = "s6,a,60,\ns6,b,61,\ns6,c,62,\ns6,q,63,\n"
+
+
+def test_unseen_test_items_go(tmp_path):
+    prepared = read_log(config(tmp_path, text=LOG + LONGER, min_item_count=1, test_fraction=0.15))
+    assert rows(prepared.test) == [[1, 2]]
+    assert prepared.test.targets.tolist() == [3]
+    assert "1 test clicks on items unseen" in prepared.notes[1]
+
+
+def test_titles(tmp_path):
+    (tmp_path / "titles.csv").write_text('item_id,title\na,"Tent, small"\nc,Stove\nz,Rare\n')
+    assert read_log(config(tmp_path, titles=tmp_path / "titles.csv")).titles == ["Tent, small", "", "Stove"]
+    (tmp_path / "titles.csv").write_text("item_id,name\na,Tent\n")
+    with pytest.raises(InputError, match=r"titles\.csv: no column 'title'; it has 'item_id', 'name'"):
+        read_log(config(tmp_path, titles=tmp_path / "titles.csv"))
+
+
+def test_other_columns_and_separator(tmp_path):
+    text = "t;thing;visit\n" + "".join(f"{t};{i};{s}\n" for s, i, t, _ in PLAIN)
+    prepared = read_log(config(tmp_path, text, separator=";", session_col="visit", item_col="thing", time_col="t"))
+    assert rows(prepared.sessions) == [[2, 1, 3], [2, 1], [2, 3]]
+
+
+PLAIN = [line.split(",") for line in LOG.replace('"two\nlines"', "").replace('"x, y"', "").splitlines()[1:]]
+BASE = 1_600_000_000
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda s: f"{s}000",
+        lambda s: f"{s}.5",
+        lambda s: f" {s} ",
+        lambda s: datetime.fromtimestamp(s, UTC).isoformat(),
+        lambda s: datetime.fromtimestamp(s, UTC).strftime("%Y-%m-%dT%H:%M:%S.25Z"),
+        lambda s: datetime.fromtimestamp(s, UTC).strftime("%Y-%m-%d %H:%M:%S"),
+        lambda s: datetime.fromtimestamp(s + 7200, UTC).strftime("%Y-%m-%d %H:%M:%S+0200"),
+        lambda s: datetime.fromtimestamp(s * 60, UTC).strftime("%Y-%m-%d %H:%M"),
+        lambda s: datetime.fromtimestamp(s * 86_400 - BASE * 86_400, UTC).strftime("%Y-%m-%d"),
+    ],
+)
+def test_time_forms(tmp_path, form):
+    text = "session_id,item_id,timestamp\n" + "".join(f"{s},{i},{form(BASE + int(t))}\n" for s, i, t, _ in PLAIN)
+    assert rows(read_log(config(tmp_path, text)).sessions) == [[2, 1, 3], [2, 1], [2, 3]]
+
+
+def test_parquet_of_any_type(tmp_path):
+    session = [int(s[1:]) for s, *_ in PLAIN]
+    item = [i for _, i, *_ in PLAIN]
+    seconds = [BASE + int(t) for _, _, t, _ in PLAIN]
+    times = {
+        "int": pl.Series(seconds),
+        "float": pl.Series(seconds, dtype=pl.Float64),
+        "text": pl.Series(map(str, seconds)),
+        "us": pl.from_epoch(pl.Series(seconds), "s").cast(pl.Datetime("us", "Europe/Berlin")),
+        "ns": pl.from_epoch(pl.Series(seconds), "s").cast(pl.Datetime("ns")),
+    }
+    for name, time in times.items():
+        path = tmp_path / f"{name}.parquet"
+        pl.DataFrame(
+            {"session_id": session, "item_id": pl.Series(item).cast(pl.Categorical), "timestamp": time}
+        ).write_parquet(path)
+        prepared = read_log(PrepareParquet(out=tmp_path / "out", raw=path, min_item_count=2, test_fraction=0.25))
+        assert rows(prepared.sessions) == [[2, 1, 3], [2, 1], [2, 3]], name
+
+
+BAD = {  # added as the log's second data row: an editor's line 3
+    "s9,a": "no time",
+    "s9,,5": "no item",
+    ",a,5": "no session",
+    "  ,a,5": "no session",
+    "s9,a,": "no time",
+    "s9,a,soon": "no time",
+    "s9,a,nan": "no time",
+    "s9,a,inf": "no time",
+    "s9,a,1e15": "no time",
+    "s9,a,2020-01-01": "no time",
+    "s9,a,5,x,y": "more fields",
+    "s1,c,11,": "the session has an earlier row of the same time",
+}
+
+
+@pytest.mark.parametrize("row", BAD)
+def test_bad_rows_are_named_or_counted(tmp_path, row):
+    lines = LOG.splitlines()
+    text = "\n".join([*lines[:2], row, *lines[2:]]) + "\n"
+    with pytest.raises(InputError, match=rf"log\.csv: line 3: {BAD[row]}"):
+        read_log(config(tmp_path, text))
+    prepared = read_log(config(tmp_path, text, skip_bad_rows=True))
+    assert prepared.notes[0].startswith(f"log.csv: bad rows skipped: 1, the first in line 3: {BAD[row]}")
+    assert rows(prepared.sessions) == [[2, 1, 3], [2, 1], [2, 3]]
+
+
+def test_line_numbers_count_lines_inside_quotes(tmp_path):
+    with pytest.raises(InputError, match=r"log\.csv: line 14: no item"):
+        read_log(config(tmp_path, LOG + "s5,,60,\n"))
+
+
+def test_bytes_that_are_no_text(tmp_path):
+    text = LOG.encode() + b"s5,\xff,60,\n"
+    with pytest.raises(InputError, match=r"log\.csv: line 14: an id that is not UTF-8"):
+        read_log(config(tmp_path, text))
+    assert len(read_log(config(tmp_path, text, skip_bad_rows=True)).train) == 3
+
+
+def test_an_open_quote_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"log\.csv: line 14: a quote"):
+        read_log(config(tmp_path, LOG + 's5,"a,60,\ns5,b,61,\n', skip_bad_rows=True))
+
+
+@pytest.mark.parametrize("form", ["\ufeff" + LOG, LOG.replace("\n", "\r\n"), LOG + "\n\n", LOG.rstrip("\n")])
+def test_harmless_forms(tmp_path, form):
+    assert rows(read_log(config(tmp_path, form)).sessions) == [[2, 1, 3], [2, 1], [2, 3]]
+
+
+def test_batches_make_no_difference(tmp_path, monkeypatch):
+    rng = np.random.Generator(np.random.PCG64(0))
+    lines = [f"s{s},i{i},{t}" for t, (s, i) in enumerate(rng.integers(0, 300, (4000, 2)))]
+    text = "session_id,item_id,timestamp\n" + "\n".join(lines) + "\n"
+    whole = read_log(config(tmp_path, text))
+    monkeypatch.setattr("dmsrec_jax.data.clicklog._BATCH", 97)
+    parts = read_log(config(tmp_path, text))
+    assert parts.item_ids == whole.item_ids
+    for name in ("items", "offsets", "targets", "chains"):
+        assert np.array_equal(getattr(parts.train, name), getattr(whole.train, name))
+        assert np.array_equal(getattr(parts.test, name), getattr(whole.test, name))
+    # Against a plain loop.
+    sessions = {}
+    for line in lines:
+        session, item, _ = line.split(",")
+        sessions.setdefault(session, []).append(item)
+    last = {line.split(",")[0]: t for t, line in enumerate(lines)}
+    expected = [sessions[s] for s in sorted(sessions, key=last.get) if len(sessions[s]) > 1][: len(whole.sessions)]
+    assert [[whole.item_ids[i - 1] for i in row] for row in rows(whole.sessions)] == expected

@@ -1,0 +1,193 @@
+import io
+import json
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from dmsrec_jax.cli import run
+from dmsrec_jax.config import EvaluateConfig
+from dmsrec_jax.data.demo import prepare_demo
+from dmsrec_jax.data.write import write_dataset
+from dmsrec_jax.evaluate import evaluate
+from dmsrec_jax.files import write_json
+from dmsrec_jax.metrics import METRICS, VIEWS, summarise
+from dmsrec_jax.results import dataset_identity, read_results, write_ranks, write_results
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    return write_dataset(prepare_demo(), tmp_path_factory.mktemp("evaluate") / "demo", name="demo", provenance={})
+
+
+@pytest.fixture
+def make_run(demo, tmp_path):
+    def make(name, seed=0, shift=0, **about):
+        ranks = np.random.default_rng(seed).integers(1, 60, (len(demo.test), 2), dtype=np.int32) + shift
+        path = tmp_path / name
+        write_ranks(path, ranks)
+        results = {"test": summarise(ranks), "protocol": "default", "model": name, "dataset": dataset_identity(demo)}
+        write_results(path, results | about)
+        return path, ranks
+
+    return make
+
+
+def console() -> Console:
+    return Console(record=True, width=100, file=io.StringIO())
+
+
+def test_report_keeps_what_training_wrote_and_adds_intervals(make_run):
+    path, ranks = make_run("a", seed=0, epochs=7)
+    screen = console()
+    evaluate(EvaluateConfig(path, bootstrap=200), screen)
+    results = read_results(path)
+    assert results["epochs"] == 7
+    assert results["test"] == {v: {m: pytest.approx(x) for m, x in row.items()} for v, row in summarise(ranks).items()}
+    for view in VIEWS:
+        for metric in METRICS:
+            low, high = results["intervals"][view][metric]
+            assert low < results["test"][view][metric] < high
+    text = screen.export_text()
+    assert "the paper's P@K" in text
+    assert f"{results['test']['raw']['hr@20']:.2f}" in text
+    assert "TEST SET" not in text
+
+
+def test_same_seed_same_file(make_run):
+    path, _ = make_run("a")
+    evaluate(EvaluateConfig(path, bootstrap=50), console())
+    first = (path / "results.json").read_bytes()
+    evaluate(EvaluateConfig(path, bootstrap=50), console())
+    assert (path / "results.json").read_bytes() == first
+
+
+def test_compare_is_paired(make_run):
+    better, ranks = make_run("better")
+    worse, shifted = make_run("worse", shift=3)
+    screen = console()
+    evaluate(EvaluateConfig(better, compare=worse, bootstrap=200), screen)
+    differences = read_results(better)["differences"][str(worse)]
+    assert differences["raw"]["hr@10"][0] == pytest.approx(
+        summarise(ranks)["raw"]["hr@10"] - summarise(shifted)["raw"]["hr@10"]
+    )
+    assert all(low > 0 for row in differences.values() for _, low, _ in row.values())
+    text = screen.export_text()
+    assert "better − worse" in text
+    assert f"{differences['raw']['hr@10'][0]:+.2f}*" in text
+    assert "differences" not in read_results(worse)
+
+    evaluate(EvaluateConfig(better, compare=better, bootstrap=50), screen)
+    same = read_results(better)["differences"][str(better)]
+    assert all(values == [0, 0, 0] for row in same.values() for values in row.values())
+
+
+def test_paper_protocol_keeps_its_numbers_and_is_labelled(make_run):
+    path, ranks = make_run("p", protocol="paper", test=summarise(np.ones((4, 2), np.int32)))
+    screen = console()
+    evaluate(EvaluateConfig(path, bootstrap=50), screen)
+    results = read_results(path)
+    assert results["test"]["raw"]["hr@20"] == 100
+    low, high = results["intervals"]["raw"]["hr@20"]
+    assert low < summarise(ranks)["raw"]["hr@20"] < high
+    text = screen.export_text()
+    assert "p†" in text
+    assert "SELECTED ON THE TEST SET" in " ".join(text.split())
+
+
+def test_a_model_without_ranks_is_scored_once(demo, tmp_path, monkeypatch):
+    runs = pytest.importorskip("dmsrec_jax.runs")
+    path = tmp_path / "imported"
+    write_json(path / "model.json", {"settings": {"backbone": "gcegnn"}, "dataset": dataset_identity(demo)})
+    ranks = np.full((len(demo.test), 2), 4, np.int32)
+    calls = []
+
+    class Model:
+        def score_test(self):
+            calls.append(1)
+            return ranks
+
+    monkeypatch.setattr(runs, "load_run", lambda *_: Model())
+    for _ in range(2):
+        evaluate(EvaluateConfig(path, bootstrap=10), console())
+    assert len(calls) == 1
+    results = read_results(path)
+    assert results["model"] == "gcegnn"
+    assert results["test"]["raw"]["mrr@5"] == pytest.approx(25)
+
+
+def damage_by_removal(path, demo):
+    (path / "results.json").unlink()
+
+
+def damage_ranks_size(path, demo):
+    write_ranks(path, np.ones((len(demo.test) - 1, 2), np.int32))
+
+
+def damage_ranks_value(path, demo):
+    write_ranks(path, np.zeros((len(demo.test), 2), np.int32))
+
+
+def damage_ranks_objects(path, demo):
+    np.save(path / "ranks.npy", np.array([[{}]], dtype=object), allow_pickle=True)
+
+
+def damage_ranks_truncated(path, demo):
+    (path / "ranks.npy").write_bytes((path / "ranks.npy").read_bytes()[:100])
+
+
+def damage_results_json(path, demo):
+    (path / "results.json").write_text("{")
+
+
+def damage_results_metric(path, demo):
+    results = json.loads((path / "results.json").read_text())
+    del results["test"]["raw"]["mrr@20"]
+    write_json(path / "results.json", results)
+
+
+def damage_dataset_hash(path, demo):
+    results = json.loads((path / "results.json").read_text())
+    results["dataset"]["hash"] = "0" * 64
+    write_json(path / "results.json", results)
+
+
+@pytest.mark.parametrize("role", ["run", "compare"])
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (damage_by_removal, "results.json"),
+        (damage_ranks_size, "ranks.npy"),
+        (damage_ranks_value, "ranks.npy"),
+        (damage_ranks_objects, "ranks.npy"),
+        (damage_ranks_truncated, "ranks.npy"),
+        (damage_results_json, "results.json"),
+        (damage_results_metric, "results.json"),
+        (damage_dataset_hash, "another dataset"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(damage, named, role, make_run, demo, capsys):
+    good, _ = make_run("good")
+    bad, _ = make_run("bad")
+    damage(bad, demo)
+    pair = [bad, good] if role == "run" else [good, bad]
+    before = (good / "results.json").read_bytes()
+    with pytest.raises(SystemExit) as stop:
+        run(evaluate, EvaluateConfig, ["--run", str(pair[0]), "--compare", str(pair[1])], prog="evaluate")
+    assert stop.value.code == 2
+    message = capsys.readouterr().err
+    assert named in message
+    assert "bad" in message
+    assert message.count("\n") == 1
+    assert (good / "results.json").read_bytes() == before
+
+
+def test_another_dataset_is_refused(make_run, demo, tmp_path, capsys):
+    path, _ = make_run("a")
+    other = write_dataset(prepare_demo(seed=1), tmp_path / "other", name="demo", provenance={})
+    with pytest.raises(SystemExit):
+        run(evaluate, EvaluateConfig, ["--run", str(path), "--dataset", str(other.path)], prog="evaluate")
+    assert "another dataset" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run(evaluate, EvaluateConfig, ["--run", str(path), "--bootstrap", "1"], prog="evaluate")
+    assert "--bootstrap" in capsys.readouterr().err
