@@ -250,15 +250,15 @@ def show(result: dict[str, Any]) -> None:
     """The result as a table."""
     matmul = result["matmul"]
     title = f"{result['backbone']} on {result['dataset']['name']}, {result['device']}, d {result['d']}"
-    caption = "train, evaluate: sessions/s, median and range over rounds"
-    table = Table(title=title, caption=caption, box=box.SIMPLE, collapse_padding=True)
+    caption = "train, evaluate: sessions/s, median and range; matmul: share of the rate at a step's products"
+    table = Table(title=title, caption=caption, box=box.SIMPLE, collapse_padding=True, pad_edge=False)
     table.add_column("form", no_wrap=True)
-    for column in (*PHASES, "warm-up s", "epoch s", "peak MiB", "of matmul"):
+    for column in (*PHASES, "warm-up s", "epoch s", "MiB", "matmul"):
         table.add_column(column, justify="right", no_wrap=True)
     for form, entry in result["forms"].items():
         name = form if entry["batch"] == result["batch"] else f"{form}\nbatch {entry['batch']}"
         speeds = [f"{e['sessions_per_s']:,.0f}\n{e['min']:,.0f}–{e['max']:,.0f}" for e in (entry[p] for p in PHASES)]
-        warm_up = " + ".join(f"{entry[phase]['warm_up_s']:.1f}" for phase in PHASES)
+        warm_up = "+".join(f"{entry[phase]['warm_up_s']:.1f}" for phase in PHASES)
         share = f"{100 * entry['share_of_matmul_rate']:.1f} %"
         table.add_row(name, *speeds, warm_up, f"{entry['epoch_s']:,.0f}", f"{entry['peak_rss_mb']:,.0f}", share)
     console.print(table)

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,7 @@ def read_npy(path: Path, *, dtype: Any, ndim: int, mmap: bool = True) -> np.ndar
         array = np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: not a plain .npy array: {error}") from None
     if not isinstance(array, np.ndarray):
         raise InputError(f"{path}: not a .npy file")

@@ -44,7 +44,7 @@ REPORTS = range(5, 21)
 
 def train(config: TrainConfig) -> None:
     """Trains one model and writes its run folder."""
-    dataset = SessionDataset.load(config.dataset) if config.dataset else demo_dataset(Path("datasets/demo"))
+    dataset = SessionDataset.load(config.dataset) if config.dataset else demo_dataset(Path("datasets"))
     run = open_run_folder(config, dataset)
     if run is None:
         return
@@ -275,6 +275,7 @@ def print_epoch(entry: dict[str, Any], epochs: int) -> None:
         f"epoch {entry['epoch']:>2}/{epochs}  loss {entry['loss']:.4f}  {name} HR@20 {raw['hr@20']:.2f} "
         f"MRR@20 {raw['mrr@20']:.2f}  {entry['sessions_per_s']:,.0f} sessions/s  {entry['seconds']:.1f} s",
         highlight=False,
+        soft_wrap=True,
     )
 
 

@@ -17,6 +17,8 @@ from benchmarks.pytorch_baseline.released import (  # noqa: E402
     srgnn_graphs,
 )
 from benchmarks.pytorch_baseline.tuned import TunedGCEGNN, TunedSRGNN  # noqa: E402
+from benchmarks.pytorch_baseline.workers import metrics, target_ranks  # noqa: E402
+from dmsrec_jax.metrics import contributions, rank_targets  # noqa: E402
 
 GOLDEN = Path(os.environ.get("DMSREC_GOLDEN_DIR", Path(__file__).parents[2] / "../shared/golden"))
 CPU = torch.device("cpu")
@@ -111,3 +113,19 @@ def test_packing_is_independent_of_order():
         together = model(graphs.pack(rows, torch.from_numpy(rows)))
         alone = torch.cat([model(graphs.pack(rows[i : i + 1], torch.from_numpy(rows[i : i + 1]))) for i in range(40)])
         torch.testing.assert_close(together, alone, atol=1e-6, rtol=1e-4)
+
+
+def test_tuned_evaluation_ranks_as_ours():
+    """Ties, seen items and repeated targets are treated alike, so that both evaluations do the same work."""
+    generator = np.random.default_rng(1)
+    lengths = generator.integers(1, 6, 50)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    items, targets = generator.integers(1, 15, offsets[-1]), generator.integers(1, 15, 50)
+    logits = generator.integers(0, 6, (50, 15)).astype(np.float32)  # many ties
+    logits[:, 0] = -np.inf
+    rows = np.arange(50)
+    batch = SRGNNGraphs(items, offsets, CPU).pack(rows, torch.from_numpy(rows))
+    ranks = target_ranks(torch.from_numpy(logits), torch.from_numpy(targets), batch)
+    expected = rank_targets(logits, targets, np.repeat(rows, lengths), items)
+    np.testing.assert_array_equal(ranks, expected)
+    np.testing.assert_allclose(metrics(ranks), contributions(expected.T).mean(1))

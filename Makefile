@@ -1,0 +1,33 @@
+# Every target makes .venv when it is missing and reuses it otherwise.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.PHONY: demo test lint bench clean
+
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(INSTALLED)  ## demo data -> GCE-GNN and neighbour references -> result table
+	$(BIN)/python -m dmsrec_jax.prepare demo --out demo/dataset --overwrite
+	$(BIN)/python -m dmsrec_jax.neighbors --dataset demo/dataset --out demo/neighbors --overwrite
+	$(BIN)/python -m dmsrec_jax.train --backbone gcegnn --dataset demo/dataset --out demo/gcegnn --overwrite
+	$(BIN)/python -m dmsrec_jax.evaluate --run demo/gcegnn --compare demo/neighbors/sr
+	$(BIN)/python -m dmsrec_jax.recommend --run demo/gcegnn --session "$$($(BIN)/python -m dmsrec_jax.data.demo)" --k 5
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+DATASETS ?= datasets/ml-1m datasets/beauty
+bench: $(INSTALLED)  ## throughput against the PyTorch baselines; needs the prepared DATASETS
+	$(BIN)/python -m benchmarks.throughput --dataset $(DATASETS)
+
+clean:
+	rm -rf .venv demo build *.egg-info

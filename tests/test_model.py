@@ -1,0 +1,113 @@
+"""Properties of every backbone behind the same scorer."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from dmsrec_jax.backbones import BACKBONES
+from dmsrec_jax.data import Sessions
+from dmsrec_jax.graphs import batch_budget, build_graphs, pack
+from dmsrec_jax.item_graph import build_item_graph
+from dmsrec_jax.model import COSINE_SCALE, Hyper, ModelSettings, cross_entropy
+from dmsrec_jax.runs import new_model
+
+N_ITEMS, D = 7, 6
+# The first session repeats items and goes back and forth; the last but one has one click.
+CLICKS = [[1, 2, 1, 1, 5], [3, 4, 6], [2], [7, 6, 5, 4, 3, 2]]
+TARGETS = [3, 1, 2, 7]
+HYPER = Hyper(1e-3, 0.1, 3, 3, 1e-5, 0.5, 0.3)
+
+
+def sessions() -> Sessions:
+    lengths = [len(row) for row in CLICKS]
+    return Sessions(np.concatenate(CLICKS).astype(np.int32), np.append(0, np.cumsum(lengths)))
+
+
+def model(backbone: str, score: str = "dot"):
+    graph = build_item_graph(sessions(), N_ITEMS, 3)
+    settings = ModelSettings(backbone, N_ITEMS, D, score, n_positions=6, n_neighbors=3)
+    program, params = new_model(settings, graph, jax.random.key(2))
+    return nnx.merge(program.graphdef, params, program.constants)
+
+
+def batch(rows: list[int], **wider: int):
+    graphs = build_graphs(sessions(), np.array(TARGETS, np.int32))
+    budget = batch_budget(graphs, 4, 1)
+    budget = budget._replace(**{name: getattr(budget, name) + more for name, more in wider.items()})
+    return pack(jax.tree.map(jnp.asarray, graphs), jnp.array(rows), budget)
+
+
+@pytest.fixture(params=[(name, score) for name in BACKBONES for score in ("dot", "cosine")], ids="-".join)
+def built(request):
+    return model(*request.param)
+
+
+def test_a_session_scores_the_same_in_any_company(built):
+    together = built(batch([0, 1, 2, 3]))
+    for row in range(4):
+        alone = built(batch([4, row, 4, 4], nodes=32, edges=16, clicks=48))
+        np.testing.assert_allclose(alone[1], together[row], atol=1e-6)
+
+
+def test_scores_have_one_column_per_item_and_none_for_padding(built):
+    logits = built(batch([0, 1, 2, 3]))
+    assert logits.shape == (4, N_ITEMS + 1)
+    assert (logits[:, 0] == -jnp.inf).all()
+    assert jnp.isfinite(logits[:, 1:]).all()
+
+
+def test_padding_and_empty_places_change_neither_loss_nor_gradients(built):
+    graphdef, params, rest = nnx.split(built, nnx.Param, ...)
+
+    def loss(params, data):
+        total, count = cross_entropy(nnx.merge(graphdef, params, rest)(data), data)
+        return total / count
+
+    value, gradients = jax.value_and_grad(loss)(params, batch([0, 1, 2, 4]))
+    wide_value, wide_gradients = jax.value_and_grad(loss)(params, batch([4, 2, 0, 1], nodes=64, edges=80, clicks=96))
+    assert value == pytest.approx(float(wide_value), abs=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), gradients, wide_gradients)
+    assert all(bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(gradients))
+
+
+def test_gradients_are_finite_in_a_batch_without_sessions(built):
+    graphdef, params, rest = nnx.split(built, nnx.Param, ...)
+    data = batch([4, 4, 4, 4])
+    gradients = jax.grad(lambda p: cross_entropy(nnx.merge(graphdef, p, rest)(data), data)[0])(params)
+    assert all(bool((g == 0).all()) for g in jax.tree.leaves(gradients))
+
+
+def test_order_of_clicks_matters(built):
+    backwards = Sessions(np.array(CLICKS[3][::-1], np.int32), np.array([0, 6]))
+    graphs = build_graphs(backwards)
+    reverse = built(pack(jax.tree.map(jnp.asarray, graphs), jnp.arange(1), batch_budget(graphs, 1, 1)))
+    assert jnp.abs(reverse[0, 1:] - built(batch([3, 4, 4, 4]))[0, 1:]).max() > 1e-4
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_cosine_scores_are_bounded(backbone):
+    logits = model(backbone, "cosine")(batch([0, 1, 2, 3]))
+    assert jnp.abs(logits[:, 1:]).max() <= COSINE_SCALE + 1e-4
+
+
+def test_dropout_needs_a_key_and_follows_it():
+    built = model("gcegnn")
+    data = batch([0, 1, 2, 3])
+    still = built(data)
+    np.testing.assert_array_equal(built(data, HYPER), still)
+    one, again, other = (built(data, HYPER, jax.random.key(k)) for k in (1, 1, 2))
+    np.testing.assert_array_equal(one, again)
+    assert jnp.abs(one[:, 1:] - other[:, 1:]).max() > 1e-5
+
+
+def test_cross_entropy_by_hand():
+    data = batch([1, 4, 4, 4])  # target 1
+    logits = jnp.full((4, 4), jnp.log(2.0)).at[:, 0].set(-jnp.inf).at[:, 1].set(jnp.log(6.0))
+    total, count = cross_entropy(logits, data)
+    assert (float(total), float(count)) == (pytest.approx(np.log(10 / 6)), 1.0)
+
+
+def test_gcegnn_starts_with_its_items_not_their_opposite():
+    assert (model("gcegnn").backbone.w_2[...] >= 0).all()

@@ -1,0 +1,84 @@
+"""Four forced CPU devices against one. The device count is fixed when jax starts, so both run in child processes."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from dmsrec_jax.data import SessionDataset
+from dmsrec_jax.errors import InputError
+from dmsrec_jax.parallel import Devices
+from dmsrec_jax.train import main
+from tests.conftest import command
+
+FOUR = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+ONE_EPOCH_EACH = """
+import sys
+import jax, numpy as np
+from dmsrec_jax.config import TrainConfig
+from dmsrec_jax.data import SessionDataset
+from dmsrec_jax.parallel import Devices
+from dmsrec_jax.runs import new_model
+from dmsrec_jax.steps import initial_state
+from dmsrec_jax.train import EpochProgram, hyper, model_settings
+from dmsrec_jax.item_graph import build_item_graph
+
+dataset, arrays = SessionDataset.load(sys.argv[1]), {}
+for count in (1, 4):
+    config = TrainConfig("gcegnn", batch_size=16, d=8, dropout_global=0.0, lr=0.01, n_neighbors=4, devices=count)
+    settings, devices = model_settings(config, dataset), Devices(count, config.batch_size)
+    graph = build_item_graph(dataset.sessions, dataset.n_items, config.n_neighbors)
+    program, params = new_model(settings, graph, jax.random.key(0))
+    epoch = EpochProgram(config, dataset.train, program, devices, jax.random.key(1))
+    state = devices.put(initial_state(params, hyper(config), jax.random.key(2)))
+    epoch.compile(state)
+    state, loss = epoch.run(state, 0)
+    arrays[f"sessions{count}"] = np.sort(np.concatenate([part.reshape(-1) for part in epoch.orders(0)]))
+    arrays[f"loss{count}"] = loss
+    for i, leaf in enumerate(jax.tree.leaves(devices.get(state.params))):
+        arrays[f"params{count}/{i}"] = leaf
+np.savez(sys.argv[2], **arrays)
+"""
+
+
+def test_four_devices_take_the_steps_of_one(tiny: SessionDataset, environment, tmp_path):
+    out = tmp_path / "arrays.npz"
+    subprocess.run([sys.executable, "-c", ONE_EPOCH_EACH, tiny.path, out], env=environment | FOUR, check=True)
+    with np.load(out) as arrays:
+        np.testing.assert_array_equal(arrays["sessions1"], arrays["sessions4"])
+        np.testing.assert_array_equal(np.unique(arrays["sessions1"]), np.arange(len(tiny.train) + 1))
+        assert float(arrays["loss4"]) == pytest.approx(float(arrays["loss1"]), abs=1e-5)
+        ones = [name for name in arrays.files if name.startswith("params1/")]
+        assert len(ones) > 10
+        for one in ones:
+            np.testing.assert_allclose(arrays[one.replace("1/", "4/")], arrays[one], atol=1e-5, err_msg=one)
+
+
+def test_train_on_four_devices_and_resume_on_one(tiny, environment, tmp_path):
+    run = tmp_path / "run"
+    flags = ["--backbone", "srgnn", "--dataset", tiny.path, "--out", run, "--d", 8, "--batch-size", 16, "--epochs", 2]
+    words = command("train", *flags, "--devices", 4)
+    subprocess.run(words, env=environment | FOUR, check=True, stdout=subprocess.DEVNULL)
+    (run / "results.json").rename(tmp_path / "four.json")  # as if killed while the last epoch was being scored
+    subprocess.run(command("train", *flags, "--resume"), env=environment, check=True, stdout=subprocess.DEVNULL)
+    four, one = (json.loads(path.read_text()) for path in (tmp_path / "four.json", run / "results.json"))
+    assert four["test"] == one["test"]
+    assert one["epochs"] == 2
+
+
+def test_shares_give_every_device_sessions_of_all_lengths():
+    devices = Devices(1, 8)
+    devices.count = 4
+    order = np.arange(24).reshape(3, 8)  # 3 steps of 8 strata, shortest first
+    shares = devices.shares(order)
+    assert shares.shape == (4, 3, 2)
+    assert shares[1].tolist() == [[1, 5], [9, 13], [17, 21]]
+
+
+def test_impossible_shares(tiny, tmp_path, refused):
+    with pytest.raises(InputError, match="--devices 0"):
+        Devices(0, 8)
+    flags = ["--backbone", "srgnn", "--dataset", tiny.path, "--out", tmp_path / "run"]
+    assert "--devices 99: jax sees 1 cpu device" in refused(main, *flags, "--devices", 99)
