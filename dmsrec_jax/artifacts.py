@@ -48,14 +48,15 @@ def read_candidates(folder: Path, dataset: SessionDataset) -> dict[str, np.ndarr
       InputError: a file is missing, damaged, or belongs to another dataset.
     """
     description = read_json(folder / "candidates.json")
-    if not isinstance(description, dict) or description.get("schema_version") != SCHEMA_VERSION:
+    files = description.get("files") if isinstance(description, dict) else None
+    if not isinstance(files, dict) or description.get("schema_version") != SCHEMA_VERSION:
         raise InputError(f"{folder / 'candidates.json'}: not candidates of schema version {SCHEMA_VERSION}")
     if description.get("dataset_hash") != dataset.hash:
         raise InputError(f"{folder}: candidates of another dataset than {dataset.path}")
     found = {}
     for part in PARTS:
         path = folder / f"{part}_candidates.npy"
-        if sha256(path) != description.get("files", {}).get(path.name):
+        if sha256(path) != files.get(path.name):
             raise InputError(f"{path}: its SHA-256 is not the one in candidates.json")
         found[part] = read_npy(path, dtype=np.int32, ndim=2)
         _check(path, found[part], dataset, part)

@@ -17,7 +17,9 @@ from dmsrec_jax.scoring import Scorer
 
 def candidates(config: CandidatesConfig) -> None:
     """Writes ``train_candidates.npy`` and ``test_candidates.npy``."""
-    console = Console()
+    console = Console(markup=False, highlight=False)
+    if config.out.is_dir() and any(config.out.iterdir()) and not config.overwrite:  # before the scoring, not after
+        raise InputError(f"{config.out}: exists already; give --overwrite to replace it")
     run = load_run(config.run, config.dataset)
     room = run.dataset.n_items
     if config.exclude_seen:
@@ -38,8 +40,8 @@ def candidates(config: CandidatesConfig) -> None:
     write_candidates(config.out, found, run.dataset, overwrite=config.overwrite)
     for name, part in parts.items():
         hit = 100 * np.mean((found[name] == np.asarray(part.targets)[:, None]).any(1))
-        console.print(f"{name}: {len(part):,} sessions, target among the {config.k} in {hit:.2f} %", highlight=False)
-    console.print(f"candidates: {config.out}", highlight=False)
+        console.print(f"{name}: {len(part):,} sessions, target among the {config.k} in {hit:.2f} %")
+    console.print(f"candidates: {config.out}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,6 +1,7 @@
 """Orbax: the training state of a run that goes on, and the parameters of a run that is done."""
 
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,22 @@ from dmsrec_jax.errors import InputError
 
 # orbax reports every save at INFO and WARNING level; a progress bar has no room for that.
 logging.getLogger("absl").setLevel(logging.ERROR)
+
+_report_unraisable = sys.unraisablehook
+
+
+def _report_news(problem: "sys.UnraisableHookArgs") -> None:
+    """When one of orbax's reads fails, the others report to an event loop that is closed by then: that is no news."""
+    if str(problem.exc_value) != "Event loop is closed":
+        _report_unraisable(problem)
+
+
+sys.unraisablehook = _report_news
+
+
+def _brief(error: Exception) -> str:
+    """orbax's messages run to pages; their first line tells."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 class Checkpoints:
@@ -36,7 +53,7 @@ class Checkpoints:
                 epoch, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), notes=ocp.args.JsonRestore())
             )
         except (ValueError, KeyError, FileNotFoundError) as error:
-            raise InputError(f"{self._manager.directory}: not a checkpoint of this run: {error}") from None
+            raise InputError(f"{self._manager.directory}: not a checkpoint of this run: {_brief(error)}") from None
         return epoch, saved.state, saved.notes
 
     def close(self) -> None:
@@ -64,4 +81,4 @@ def load_arrays(folder: Path, like: Any) -> Any:
         with ocp.StandardCheckpointer() as checkpointer:
             return checkpointer.restore(folder.absolute(), abstract)
     except (ValueError, KeyError, FileNotFoundError) as error:
-        raise InputError(f"{folder}: no such parameters: {error}") from None
+        raise InputError(f"{folder}: damaged, or of another model: {_brief(error)}") from None

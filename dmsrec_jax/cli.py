@@ -37,6 +37,9 @@ def run(
     except InputError as error:
         print(f"{name}: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except OSError as error:  # no room, no permission, a file where a folder is due
+        print(f"{name}: error: {error.filename or name}: {error.strerror or error}", file=sys.stderr)
+        raise SystemExit(2) from None
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
@@ -77,32 +80,41 @@ def _defaults_from_file(config: type, argv: list[str]) -> dict[str, Any]:
     path = _config_path(argv) if "config" in {f.name for f in dataclasses.fields(config)} else None
     if path is None:
         return {}
+    return {"default": from_mapping(config, read_yaml(path), source=path)}
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Reads a YAML mapping of settings.
+
+    Raises:
+      InputError: the file is missing, unreadable, not YAML or no mapping.
+    """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise InputError(f"{path}: not valid YAML: {error}") from None
-    return {"default": from_mapping(config, values or {}, source=path)}
+    if not isinstance(values or {}, dict):
+        raise InputError(f"{path}: a mapping of settings is due")
+    return values or {}
 
 
 def _config_path(argv: list[str]) -> Path | None:
-    for here, following in zip(argv, [*argv[1:], ""], strict=True):
-        if here == "--config":
-            return Path(following)
-        if here.startswith("--config="):
-            return Path(here.removeprefix("--config="))
+    for place, word in enumerate(argv):
+        if word == "--config" and argv[place + 1 :]:
+            return Path(argv[place + 1])
+        if word.startswith("--config="):
+            return Path(word.removeprefix("--config="))
     return None
 
 
-def from_mapping(config: type[C], values: Any, *, source: Path) -> C:
+def from_mapping(config: type[C], values: Mapping[str, Any], *, source: Path) -> C:
     """A dataclass from a YAML mapping; keys may use ``-`` or ``_``.
 
     Raises:
-      InputError: ``values`` is no mapping, has an unknown key, or a value of the wrong type; ``source`` is named.
+      InputError: an unknown key, or a value of the wrong type; ``source`` is named.
     """
-    if not isinstance(values, dict):
-        raise InputError(f"{source}: a mapping of settings is due")
     fields = {f.name: f for f in dataclasses.fields(config)}  # type: ignore[arg-type]
     types = get_type_hints(config)
     known: dict[str, Any] = {}

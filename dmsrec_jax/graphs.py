@@ -29,6 +29,8 @@ class SessionGraphs(NamedTuple):
 
     node_offsets: Int[Any, "n+2"]
     node_items: Int[Any, "nodes"]
+    node_clicks: Float[Any, "nodes"]
+    """How often the session clicks the node's item."""
     edge_offsets: Int[Any, "n+2"]
     edge_senders: Int[Any, "edges"]
     """The earlier click's node."""
@@ -36,6 +38,10 @@ class SessionGraphs(NamedTuple):
     """The later click's node."""
     edge_reciprocal: Bool[Any, "edges"]
     """Whether the opposite transition occurs as well."""
+    edge_in_weights: Float[Any, "edges"]
+    """One over the receiver's distinct predecessors."""
+    edge_out_weights: Float[Any, "edges"]
+    """One over the sender's distinct successors."""
     click_offsets: Int[Any, "n+2"]
     click_nodes: Int[Any, "clicks"]
     targets: Int[Any, "n+1"]
@@ -54,14 +60,23 @@ class Budget(NamedTuple):
     clicks: int
 
 
+class Transitions(NamedTuple):
+    """Edge features of a packed batch; see `SessionGraphs`. Padding is one-way and weighs nothing."""
+
+    reciprocal: Bool[Array, "edges"]
+    in_weights: Float[Array, "edges"]
+    out_weights: Float[Array, "edges"]
+
+
 class SessionBatch(NamedTuple):
     """B sessions as one flat padded graph. The dummy graph has index B and owns all padding.
 
-    ``graph.nodes`` are item ids (0 for padding), ``graph.edges`` tells reciprocal transitions from one-way ones.
+    ``graph.nodes`` are item ids (0 for padding), ``graph.edges`` are `Transitions`.
     """
 
     graph: jraph.GraphsTuple
     node_session: Int[Array, "nodes"]
+    node_clicks: Float[Array, "nodes"]
     click_node: Int[Array, "clicks"]
     click_session: Int[Array, "clicks"]
     click_position: Int[Array, "clicks"]
@@ -78,11 +93,6 @@ class SessionBatch(NamedTuple):
     def sum_sessions(self, values: Num[Array, "rows *d"], session: Int[Array, "rows"]) -> Num[Array, "B *d"]:
         """Sums rows (of nodes or clicks) by session, leaving the dummy graph out."""
         return segment_sum(values, session, self.n_sessions + 1, indices_are_sorted=True)[:-1]
-
-    def click_counts(self) -> Float[Array, "nodes"]:
-        """How often each node's item was clicked in its session."""
-        ones = jnp.ones(len(self.click_node), jnp.float32)
-        return segment_sum(ones, self.click_node, len(self.node_session))
 
 
 def build_graphs(sessions: Sessions, targets: np.ndarray | None = None) -> SessionGraphs:
@@ -112,7 +122,8 @@ def build_graphs(sessions: Sessions, targets: np.ndarray | None = None) -> Sessi
     senders, receivers = np.divmod(edge_keys, width)
     sender_session = node_keys[senders] // span
     starts = node_offsets[sender_session]
-    backward = (starts + receivers) * width + (senders - starts)
+    sinks = starts + receivers
+    backward = sinks * width + (senders - starts)
     found = np.minimum(np.searchsorted(edge_keys, backward), max(len(edge_keys) - 1, 0))
     edge_offsets = np.searchsorted(sender_session, np.arange(n + 1))
 
@@ -122,10 +133,13 @@ def build_graphs(sessions: Sessions, targets: np.ndarray | None = None) -> Sessi
     return SessionGraphs(
         node_offsets=offsets(node_offsets),
         node_items=(node_keys % span).astype(np.int32),
+        node_clicks=np.bincount(node_of_click, minlength=len(node_keys)).astype(np.float32),
         edge_offsets=offsets(edge_offsets),
         edge_senders=(senders - starts).astype(np.int32),
         edge_receivers=receivers.astype(np.int32),
         edge_reciprocal=edge_keys[found] == backward if len(edge_keys) else np.zeros(0, bool),
+        edge_in_weights=(1.0 / np.bincount(sinks)[sinks]).astype(np.float32),
+        edge_out_weights=(1.0 / np.bincount(senders)[senders]).astype(np.float32),
         click_offsets=offsets(np.asarray(sessions.offsets)),
         click_nodes=local.astype(np.int32),
         targets=np.append(targets, 0).astype(np.int32),
@@ -222,7 +236,12 @@ def pack(graphs: SessionGraphs, sessions: Int[Array, "B"], budget: Budget) -> Se
     return SessionBatch(
         graph=jraph.GraphsTuple(
             nodes=jnp.where(node_graph < dummy, _take(graphs.node_items, node_at), 0),
-            edges=jnp.where(edge_graph < dummy, _take(graphs.edge_reciprocal, edge_at), False),
+            edges=Transitions(
+                *(
+                    jnp.where(edge_graph < dummy, _take(feature, edge_at), 0).astype(feature.dtype)
+                    for feature in (graphs.edge_reciprocal, graphs.edge_in_weights, graphs.edge_out_weights)
+                )
+            ),
             senders=node(graphs.edge_senders, edge_at, edge_graph),
             receivers=node(graphs.edge_receivers, edge_at, edge_graph),
             n_node=n_node,
@@ -230,6 +249,7 @@ def pack(graphs: SessionGraphs, sessions: Int[Array, "B"], budget: Budget) -> Se
             globals=None,
         ),
         node_session=node_graph,
+        node_clicks=jnp.where(node_graph < dummy, _take(graphs.node_clicks, node_at), 0.0),
         click_node=click_node,
         click_session=click_graph,
         click_position=jnp.where(click_graph < dummy, positions, 0),

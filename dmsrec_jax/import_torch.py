@@ -1,7 +1,6 @@
 """``python -m dmsrec_jax.import_torch``: weights of the original repositories as a run folder."""
 
 import pickle
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,8 @@ from dmsrec_jax.runs import new_model, save_model, write_config
 
 def import_torch(config: ImportTorchConfig) -> None:
     """Reads a state dict and writes a run folder."""
+    if config.n_neighbors < 1:
+        raise InputError(f"--n-neighbors {config.n_neighbors}: at least 1 is due")
     dataset = SessionDataset.load(config.dataset)
     weights = read_weights(config.weights)
     settings = settings_of(weights, config, dataset)
@@ -35,9 +36,10 @@ def import_torch(config: ImportTorchConfig) -> None:
         save_model(staged, settings, dataset, program, params)
         write_config(staged, config)
     unused = sorted(weights.keys() - BACKBONES[config.backbone].TORCH_KEYS.keys())
+    console = Console(markup=False, highlight=False)
     if unused:
-        Console().print(f"not used by {config.backbone}: {', '.join(unused)}", highlight=False)
-    Console().print(f"run folder: {config.out}", highlight=False)
+        console.print(f"not used by {config.backbone}: {', '.join(unused)}")
+    console.print(f"run folder: {config.out}")
 
 
 def read_weights(path: Path) -> dict[str, np.ndarray]:
@@ -58,20 +60,17 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
             import torch
 
             loaded = torch.load(path, map_location="cpu", weights_only=True)
-            return {name: value.numpy() for name, value in loaded.items()}
+            return {name: value.detach().float().numpy() for name, value in loaded.items()}
     except ImportError as error:
         raise InputError(f"{path}: reading {path.suffix} needs the package {error.name}") from None
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except pickle.UnpicklingError:
-        raise InputError(f"{path}: holds more than plain tensors, so it is not loaded") from None
-    except (OSError, ValueError, EOFError, RuntimeError, AttributeError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: not a state dict: {error}") from None
-    except Exception as error:
-        # safetensors raises a class of its own.
-        if type(error).__module__.startswith("safetensors"):
-            raise InputError(f"{path}: not a safetensors file: {error}") from None
-        raise
+        raise InputError(f"{path}: holds something else than plain tensors, so it is not loaded") from None
+    except Exception as error:  # a foreign file makes its reader raise anything
+        raise InputError(
+            f"{path}: not a state dict: {next(iter(str(error).splitlines()), type(error).__name__)}"
+        ) from None
     raise InputError(f"{path}: .npz, .safetensors, .pth or .pt is due")
 
 
@@ -82,8 +81,11 @@ def settings_of(weights: Mapping[str, np.ndarray], config: ImportTorchConfig, da
       InputError: no item table, or one for another catalogue.
     """
     table = weights.get("embedding.weight")
-    if table is None or table.ndim != 2:
+    if table is None:
         raise InputError(f"{config.weights}: no embedding.weight: not the weights of a {config.backbone}")
+    for key in ("embedding.weight", "pos_embedding.weight"):
+        if key in weights and (weights[key].ndim != 2 or not weights[key].size):
+            raise InputError(f"{config.weights}: {key} has shape {weights[key].shape}; a table is due")
     if len(table) != dataset.n_items + 1:
         raise InputError(
             f"{config.weights}: embedding.weight has {len(table)} rows; {dataset.path} with its {dataset.n_items} "
@@ -105,7 +107,7 @@ def assign(params: nnx.State, weights: Mapping[str, np.ndarray], keys: Mapping[s
       source: named in errors.
 
     Raises:
-      InputError: a key is missing or has another shape.
+      InputError: a key is missing, has another shape, or holds no finite numbers.
     """
     tree = nnx.to_pure_dict(params)
     for key, path in keys.items():
@@ -115,6 +117,8 @@ def assign(params: nnx.State, weights: Mapping[str, np.ndarray], keys: Mapping[s
         value = torch_layout(weights[key], path)
         if value.shape != holder[name].shape:
             raise InputError(f"{source}: {key} has shape {weights[key].shape}; {holder[name].shape} is due")
+        if not (np.issubdtype(value.dtype, np.floating) and np.isfinite(value).all()):
+            raise InputError(f"{source}: {key} holds something else than finite numbers")
         holder[name] = jnp.asarray(value, jnp.float32)
     nnx.replace_by_pure_dict(params, tree)
 

@@ -39,7 +39,8 @@ class Devices:
         if self.count == 1:
             return jax.tree.map(jnp.array, tree)
         stacked = jax.tree.map(lambda x: np.stack([np.asarray(x)] * self.count), tree)
-        return jax.pmap(lambda x: x, devices=self._devices)(stacked)
+        # pmap refuses a tree without arrays, such as the constants of a model that has none.
+        return jax.pmap(lambda x: x, devices=self._devices)(stacked) if jax.tree.leaves(tree) else tree
 
     def get(self, tree: Any) -> Any:
         """One device's copy of a pytree, on the host."""

@@ -115,17 +115,26 @@ class Recommender:
     def _batch(self, rows: list[list[int]], k: int, exclude_seen: bool) -> tuple[np.ndarray, np.ndarray]:
         offsets = np.append(0, np.cumsum([len(row) for row in rows]))
         sessions = Sessions(np.fromiter((i for row in rows for i in row), np.int32, offsets[-1]), offsets)
-        graphs = build_graphs(sessions.last(self._run.settings.n_positions))
+        read = sessions.last(self._run.settings.n_positions)
+        graphs = build_graphs(read)
         # Sizes in powers of two: a live service compiles a handful of programs, not one per batch.
         clicks = _power_of_two(len(graphs.click_nodes) + 1)
         budget = Budget(_power_of_two(len(rows)), clicks, clicks, clicks)
         device_graphs = jax.tree.map(jnp.asarray, pad_graphs(graphs, budget))
         order = jnp.arange(budget.sessions, dtype=jnp.int32)[None]
         program, params = self._run.program, self._run.params
-        items, scores = self._top(
-            program.constants, params, device_graphs, order, budget=budget, k=k, exclude_seen=exclude_seen
+        unread = int((sessions.lengths - read.lengths).max()) if exclude_seen else 0
+        wanted = min(_power_of_two(k + unread), self._run.dataset.n_items) if unread else k
+        found = self._top(
+            program.constants, params, device_graphs, order, budget=budget, k=wanted, exclude_seen=exclude_seen
         )
-        return np.asarray(items)[0, : len(rows)], np.asarray(scores)[0, : len(rows)]
+        items, scores = (np.asarray(array)[0, : len(rows)] for array in found)
+        if unread:  # the program leaves out the clicks it reads; earlier ones move behind the rest here
+            seen = np.zeros((len(rows), self._run.dataset.n_items + 1), bool)
+            seen[np.repeat(np.arange(len(rows)), sessions.lengths), sessions.items] = True
+            unseen_first = np.argsort(np.take_along_axis(seen, items, 1), axis=1, kind="stable")[:, :k]
+            items, scores = (np.take_along_axis(array, unseen_first, 1) for array in (items, scores))
+        return items, scores
 
 
 def _power_of_two(n: int) -> int:
@@ -151,7 +160,7 @@ def recommend(config: RecommendConfig) -> None:
     for rank, (item, score) in enumerate(zip(items[0].tolist(), scores[0].tolist(), strict=True), start=1):
         title = recommender.titles[item] if recommender.titles else ""
         table.add_row(str(rank), recommender.item_ids[item], title, f"{score:.3f}")
-    Console().print(table, highlight=False)
+    Console(markup=False, highlight=False).print(table)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

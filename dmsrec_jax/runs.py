@@ -72,14 +72,16 @@ def load_run(path: Path, dataset: Path | None = None) -> Run:
         settings = ModelSettings(**description["settings"])
         recorded = description["dataset"]
         opened = SessionDataset.load(dataset or Path(recorded["path"]))
-        same = opened.hash == recorded["hash"]
-    except (KeyError, TypeError):
+        if opened.hash != recorded["hash"]:
+            raise InputError(f"{opened.path}: not the dataset {path} was trained on ({recorded['name']}, by hash)")
+        sizes = (settings.d, settings.n_positions, settings.n_neighbors)
+        if settings.n_items != opened.n_items or not all(isinstance(size, int) and size > 0 for size in sizes):
+            raise ValueError
+        empty = np.zeros((settings.n_items + 1, settings.n_neighbors))
+        graph = ItemGraph(empty.astype(np.int32), empty.astype(np.float32))
+        program, params = new_model(settings, graph, jax.random.key(0))
+    except (KeyError, TypeError, ValueError):
         raise InputError(f"{path / 'model.json'}: not the description of a model") from None
-    if not same:
-        raise InputError(f"{opened.path}: not the dataset {path} was trained on ({recorded['name']}, by hash)")
-    empty = np.zeros((settings.n_items + 1, settings.n_neighbors))
-    graph = ItemGraph(empty.astype(np.int32), empty.astype(np.float32))
-    program, params = new_model(settings, graph, jax.random.key(0))
     arrays = load_arrays(path / "model", _arrays(program, params))
     nnx.replace_by_pure_dict(params, arrays["params"])
     if "constants" in arrays:

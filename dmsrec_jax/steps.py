@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from dmsrec_jax.graphs import Budget, SessionBatch, SessionGraphs, pack
-from dmsrec_jax.model import Hyper, SessionModel, cross_entropy
+from dmsrec_jax.model import Hyper, SessionModel
 
 
 class TrainState(NamedTuple):
@@ -92,7 +92,7 @@ def train_steps(
 
         def loss(params: nnx.State) -> Float[Array, ""]:
             model = nnx.merge(graphdef, params, constants)
-            return cross_entropy(model(batch, state.hyper, key), batch)[0] / count
+            return model.loss(batch, state.hyper, key)[0] / count
 
         value, gradients = jax.value_and_grad(loss)(state.params)
         value, gradients = total((value, gradients))

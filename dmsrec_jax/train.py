@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import shutil
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -13,7 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -24,7 +22,7 @@ from dmsrec_jax.data import SessionDataset, Sessions, Split
 from dmsrec_jax.data.demo import demo_dataset
 from dmsrec_jax.data.splits import validation_split
 from dmsrec_jax.errors import InputError
-from dmsrec_jax.files import staged_file
+from dmsrec_jax.files import staged_file, staged_folder
 from dmsrec_jax.graphs import batch_budget, build_graphs, stratified_order
 from dmsrec_jax.item_graph import build_item_graph
 from dmsrec_jax.metrics import METRICS, VIEWS, summarise
@@ -35,15 +33,24 @@ from dmsrec_jax.runs import new_model, save_model, write_config
 from dmsrec_jax.scoring import Scorer
 from dmsrec_jax.steps import TrainState, initial_state, learning_rate, train_steps
 
-console = Console()
+console = Console(markup=False, highlight=False)
 SELECT_BY = "mrr@20"
 """Validation metric (raw) that chooses the epoch."""
 REPORTS = range(5, 21)
 """How many times an epoch reports progress; the number that divides its steps best is taken."""
 
+AT_LEAST = dict.fromkeys(
+    ("batch_size", "epochs", "patience", "lr_decay_every", "d", "n_neighbors", "n_positions"), 1
+) | dict.fromkeys(
+    ("lr", "lr_decay", "lr_first_decay", "l2", "dropout_global", "dropout_local", "validation_fraction", "seed"), 0
+)
+BELOW = {"dropout_global": 1, "dropout_local": 1, "validation_fraction": 1, "seed": 2**32}
+"""Numbers that flags accept."""
+
 
 def train(config: TrainConfig) -> None:
     """Trains one model and writes its run folder."""
+    check_ranges(config)
     dataset = SessionDataset.load(config.dataset) if config.dataset else demo_dataset(Path("datasets"))
     run = open_run_folder(config, dataset)
     if run is None:
@@ -64,6 +71,8 @@ def train(config: TrainConfig) -> None:
     saved = checkpoints.latest({"state": state, "best": best}) if config.resume else None
     if saved:
         _, trees, notes = saved
+        if notes.get("dataset") != dataset.hash:
+            raise InputError(f"--resume {run}: began on another dataset than {dataset.path}, by hash")
         state, best, history = TrainState(*trees["state"]), trees["best"], notes["history"]
         console.print(f"{run}: goes on after epoch {len(history)}")
     write_metrics(run, history)
@@ -93,7 +102,8 @@ def train(config: TrainConfig) -> None:
         )
         if best_epoch(history) == epoch + 1:
             best = params
-        checkpoints.save(epoch + 1, {"state": devices.get(state), "best": best}, {"history": history})
+        notes = {"history": history, "dataset": dataset.hash}
+        checkpoints.save(epoch + 1, {"state": devices.get(state), "best": best}, notes)
         write_metrics(run, history)
         print_epoch(history[-1], config.epochs)
     checkpoints.close()
@@ -122,32 +132,45 @@ def train(config: TrainConfig) -> None:
     console.print(f"run folder: {run}")
 
 
+def check_ranges(config: TrainConfig) -> None:
+    """Refuses numbers that no run can be made with."""
+    for name, least in AT_LEAST.items():
+        value, limit = getattr(config, name), BELOW.get(name, math.inf)
+        if value is not None and not least <= value < limit:
+            bounds = f"at least {least}" + (f" and below {limit}" if name in BELOW else "")
+            raise InputError(f"--{name.replace('_', '-')} {value}: {bounds} is due")
+
+
 def open_run_folder(config: TrainConfig, dataset: SessionDataset) -> Path | None:
     """The run folder, made ready; None where the run is finished already and --resume has nothing to do."""
     run = config.out or Path("runs") / f"{dataset.name}-{config.backbone}-{config.seed}"
     if run.exists() and not run.is_dir():
         raise InputError(f"--out {run}: exists and is not a folder")
+    # What comes back through --config must neither resume nor overwrite.
+    kept = dataclasses.replace(
+        config, dataset=dataset.path.absolute(), out=run, config=None, resume=False, overwrite=False
+    )
     if config.resume and (run / "config.yaml").is_file():
         check_same_settings(run, config)
         if (run / "results.json").is_file():
             console.print(f"{run}: finished already")
             return None
+        write_config(run, kept)
         return run
     if run.is_dir() and any(run.iterdir()):
         if not config.overwrite:
             raise InputError(f"{run}: exists already; give --resume to go on with it or --overwrite to replace it")
         if not (run / "config.yaml").is_file():
             raise InputError(f"--overwrite {run}: has no config.yaml, so it is not a run folder; remove it yourself")
-        shutil.rmtree(run)
-    run.mkdir(parents=True, exist_ok=True)
-    write_config(run, dataclasses.replace(config, dataset=dataset.path.absolute(), out=run, config=None))
+    with staged_folder(run, overwrite=config.overwrite) as staged:
+        write_config(staged, kept)
     return run
 
 
 def check_same_settings(run: Path, config: TrainConfig) -> None:
     """Refuses to go on with other settings than the run began with."""
     free = {"out", "config", "dataset", "resume", "overwrite", "tensorboard", "devices"}
-    begun = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    begun = cli.read_yaml(run / "config.yaml")
     for field in dataclasses.fields(config):
         if field.name not in free and begun.get(field.name) != getattr(config, field.name):
             flag = "--" + field.name.replace("_", "-")
@@ -274,7 +297,6 @@ def print_epoch(entry: dict[str, Any], epochs: int) -> None:
     console.print(
         f"epoch {entry['epoch']:>2}/{epochs}  loss {entry['loss']:.4f}  {name} HR@20 {raw['hr@20']:.2f} "
         f"MRR@20 {raw['mrr@20']:.2f}  {entry['sessions_per_s']:,.0f} sessions/s  {entry['seconds']:.1f} s",
-        highlight=False,
         soft_wrap=True,
     )
 

@@ -13,6 +13,8 @@ from dmsrec_jax.data.write import Prepared, write_dataset
 
 SHARED = Path(os.environ.get("DMSREC_SHARED", Path(__file__).parents[1] / "../shared"))
 N_ITEMS = 30
+SMALL = ("--d", 8, "--batch-size", 16, "--epochs", 2, "--n-neighbors", 4, "--lr", 0.01)
+"""Flags of a training run that takes no time."""
 
 
 def shared(*parts: str) -> Path:
@@ -38,6 +40,13 @@ def write_tiny(path: Path, seed: int = 0) -> SessionDataset:
     ids = [f"raw-{i}" for i in range(1, N_ITEMS + 1)]
     prepared = Prepared(prefixes(train), prefixes(test), train, ids, titles)
     return write_dataset(prepared, path, name="tiny", provenance={"source": "test"})
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests run on the CPU and keep compiled programs, for each other and for the next time."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(config.cache.mkdir("jax")))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 
 @pytest.fixture(scope="session")
@@ -70,15 +79,13 @@ def refused(capsys):
 
 
 @pytest.fixture(scope="session")
-def environment(tmp_path_factory) -> dict[str, str]:
-    """Environment of a child process: one CPU device, compiled programs kept between children."""
-    cache = tmp_path_factory.mktemp("compiled")
-    return os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]),
-    }
+def trained(tiny: SessionDataset, tmp_path_factory) -> Path:
+    """The run folder of a GCE-GNN trained on `tiny`."""
+    from dmsrec_jax.train import main
+
+    run = tmp_path_factory.mktemp("runs") / "trained"
+    main([str(word) for word in ("--backbone", "gcegnn", "--dataset", tiny.path, "--out", run, *SMALL)])
+    return run
 
 
 def command(name: str, *argv: object) -> list[str]:

@@ -48,6 +48,9 @@ def test_hand_computed_graph():
         (0, 1), (1, 0), (1, 1), (1, 2),
     ]  # fmt: skip
     assert graphs.edge_reciprocal.tolist() == [True, True, True, False]
+    assert graphs.node_clicks.tolist() == [1, 3, 1]
+    assert graphs.edge_in_weights.tolist() == [0.5, 1.0, 0.5, 1.0]
+    np.testing.assert_allclose(graphs.edge_out_weights, [1.0, 1 / 3, 1 / 3, 1 / 3])
     assert graphs.targets.tolist() == [7, 0]
     assert [o[-1] - o[-2] for o in (graphs.node_offsets, graphs.edge_offsets, graphs.click_offsets)] == [0, 0, 0]
 
@@ -77,7 +80,7 @@ def test_packed_batch_holds_its_sessions():
                 strict=True,
             )
             assert set(pairs) == transitions
-    counts = np.asarray(batch.click_counts())[np.asarray(batch.node_session) == 0]
+    counts = np.asarray(batch.node_clicks)[np.asarray(batch.node_session) == 0]
     assert counts.tolist() == np.unique(sessions[4], return_counts=True)[1].tolist()
 
 

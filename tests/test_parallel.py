@@ -1,6 +1,7 @@
 """Four forced CPU devices against one. The device count is fixed when jax starts, so both run in child processes."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ from dmsrec_jax.data import SessionDataset
 from dmsrec_jax.errors import InputError
 from dmsrec_jax.parallel import Devices
 from dmsrec_jax.train import main
-from tests.conftest import command
+from tests.conftest import SMALL, command
 
 FOUR = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
 ONE_EPOCH_EACH = """
@@ -43,9 +44,9 @@ np.savez(sys.argv[2], **arrays)
 """
 
 
-def test_four_devices_take_the_steps_of_one(tiny: SessionDataset, environment, tmp_path):
+def test_four_devices_take_the_steps_of_one(tiny: SessionDataset, tmp_path):
     out = tmp_path / "arrays.npz"
-    subprocess.run([sys.executable, "-c", ONE_EPOCH_EACH, tiny.path, out], env=environment | FOUR, check=True)
+    subprocess.run([sys.executable, "-c", ONE_EPOCH_EACH, tiny.path, out], env=os.environ | FOUR, check=True)
     with np.load(out) as arrays:
         np.testing.assert_array_equal(arrays["sessions1"], arrays["sessions4"])
         np.testing.assert_array_equal(np.unique(arrays["sessions1"]), np.arange(len(tiny.train) + 1))
@@ -56,13 +57,13 @@ def test_four_devices_take_the_steps_of_one(tiny: SessionDataset, environment, t
             np.testing.assert_allclose(arrays[one.replace("1/", "4/")], arrays[one], atol=1e-5, err_msg=one)
 
 
-def test_train_on_four_devices_and_resume_on_one(tiny, environment, tmp_path):
+def test_train_on_four_devices_and_resume_on_one(tiny, tmp_path):
     run = tmp_path / "run"
-    flags = ["--backbone", "srgnn", "--dataset", tiny.path, "--out", run, "--d", 8, "--batch-size", 16, "--epochs", 2]
+    flags = ["--backbone", "srgnn", "--dataset", tiny.path, "--out", run, *SMALL]
     words = command("train", *flags, "--devices", 4)
-    subprocess.run(words, env=environment | FOUR, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(words, env=os.environ | FOUR, check=True, stdout=subprocess.DEVNULL)
     (run / "results.json").rename(tmp_path / "four.json")  # as if killed while the last epoch was being scored
-    subprocess.run(command("train", *flags, "--resume"), env=environment, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command("train", *flags, "--resume"), check=True, stdout=subprocess.DEVNULL)
     four, one = (json.loads(path.read_text()) for path in (tmp_path / "four.json", run / "results.json"))
     assert four["test"] == one["test"]
     assert one["epochs"] == 2

@@ -77,7 +77,7 @@ class GCEGNN(nnx.Module):
 
         Kinds: self loop (a_0), from the earlier click (a_1), from the later click (a_2), both ways (a_3).
         """
-        senders, receivers, both_ways = batch.graph.senders, batch.graph.receivers, batch.graph.edges
+        senders, receivers, both_ways = batch.graph.senders, batch.graph.receivers, batch.graph.edges.reciprocal
         n, dummy = len(h), len(h) - 1
         is_loop = senders == receivers
         product = h[senders] * h[receivers]
@@ -119,7 +119,7 @@ class GCEGNN(nnx.Module):
 
 def _session_mean(h: Float[Array, "nodes d"], batch: SessionBatch) -> Float[Array, "B d"]:
     """Mean over clicks: an item clicked twice counts twice."""
-    total = batch.sum_sessions(batch.click_counts()[:, None] * h, batch.node_session)
+    total = batch.sum_sessions(batch.node_clicks[:, None] * h, batch.node_session)
     return total / jnp.maximum(batch.length, 1)[:, None]
 
 

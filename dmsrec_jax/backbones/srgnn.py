@@ -7,7 +7,7 @@ so the connection matrices are means over distinct predecessors and successors. 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from dmsrec_jax.graphs import SessionBatch, segment_sum
 from dmsrec_jax.layers import Settings, linear, parameter
@@ -49,25 +49,30 @@ class SRGNN(nnx.Module):
         self.w_3 = linear(d, d, 1, rngs=rngs, use_bias=False)
         self.transform = linear(d, 2 * d, d, rngs=rngs)
 
-    def __call__(
-        self, item_vectors: Float[Array, "items d"], batch: SessionBatch, **_: object
-    ) -> Float[Array, "B d"]:
+    def __call__(self, item_vectors: Float[Array, "items d"], batch: SessionBatch, **_: object) -> Float[Array, "B d"]:
         """Session vectors, [B, d]."""
         h = self.propagate(item_vectors[batch.graph.nodes], batch)
         return self.read_out(h, batch)
 
     def propagate(self, h: Float[Array, "nodes d"], batch: SessionBatch) -> Float[Array, "nodes d"]:
         """One gated step, eq. (1) to (5)."""
-        graph, n = batch.graph, len(h)
+        graph = batch.graph
         # eq. (1): a = [mean over predecessors ; mean over successors]; without any, only the bias remains.
-        message = jnp.concatenate(
+        earlier, has_earlier = _weighted_sum(h, graph.edges.in_weights, graph.senders, graph.receivers)
+        later, has_later = _weighted_sum(h, graph.edges.out_weights, graph.receivers, graph.senders)
+        # The maps of eq. (1) and of the gates are linear: multiplying the weights first spares two products per node.
+        w_in, w_out = jnp.split(self.gates_message.kernel[...], 2)
+        constant = self.bias_in[...] @ w_in + self.bias_out[...] @ w_out + self.gates_message.bias[...]
+        weights = jnp.concatenate(
             [
-                _mean(self.edge_in(h), graph.senders, graph.receivers, n) + self.bias_in,
-                _mean(self.edge_out(h), graph.receivers, graph.senders, n) + self.bias_out,
-            ],
-            axis=1,
+                self.edge_in.kernel[...] @ w_in,
+                self.edge_out.kernel[...] @ w_out,
+                self.edge_in.bias[...][None] @ w_in,
+                self.edge_out.bias[...][None] @ w_out,
+            ]
         )
-        i_reset, i_update, i_new = jnp.split(self.gates_message(message), 3, axis=1)
+        gates = jnp.concatenate([earlier, later, has_earlier, has_later], axis=1) @ weights + constant
+        i_reset, i_update, i_new = jnp.split(gates, 3, axis=1)
         h_reset, h_update, h_new = jnp.split(self.gates_hidden(h), 3, axis=1)
         reset = jax.nn.sigmoid(i_reset + h_reset)  # eq. (3)
         update = jax.nn.sigmoid(i_update + h_update)  # eq. (2)
@@ -80,13 +85,17 @@ class SRGNN(nnx.Module):
         query = jnp.pad(self.w_1(last), ((0, 1), (0, 0)))[batch.node_session]
         alpha = self.w_3(jax.nn.sigmoid(query + self.w_2(h)))  # eq. (6)
         # An item clicked twice counts twice; its clicks share one vector, so the sum runs over nodes.
-        s_global = batch.sum_sessions(alpha * batch.click_counts()[:, None] * h, batch.node_session)
+        s_global = batch.sum_sessions(alpha * batch.node_clicks[:, None] * h, batch.node_session)
         return self.transform(jnp.concatenate([s_global, last], axis=1))  # eq. (7)
 
 
-def _mean(x: Float[Array, "nodes d"], sources: Array, sinks: Array, n: int) -> Float[Array, "nodes d"]:
-    degree = segment_sum(jnp.ones(len(sinks), x.dtype), sinks, n)
-    return segment_sum(x[sources], sinks, n) / jnp.maximum(degree, 1.0)[:, None]
+def _weighted_sum(
+    h: Float[Array, "nodes d"], weights: Float[Array, "edges"], sources: Int[Array, "edges"], sinks: Int[Array, "edges"]
+) -> tuple[Float[Array, "nodes d"], Float[Array, "nodes 1"]]:
+    """Sums of the sources' vectors, and of the weights: 1 where a node has any source, else 0."""
+    ones = jnp.ones((len(h), 1), h.dtype)
+    summed = segment_sum(jnp.concatenate([h, ones], 1)[sources] * weights[:, None], sinks, len(h))
+    return summed[:, :-1], summed[:, -1:]
 
 
 def build(settings: Settings, item_graph: object, rngs: nnx.Rngs) -> SRGNN:
