@@ -11,11 +11,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(INSTALLED)  ## demo data -> GCE-GNN and neighbour references -> result table
-	$(BIN)/python -m dmsrec_jax.prepare demo --out demo/dataset --overwrite
+	$(BIN)/python -m dmsrec_jax.prepare demo --out demo/dataset --name demo --overwrite
 	$(BIN)/python -m dmsrec_jax.neighbors --dataset demo/dataset --out demo/neighbors --overwrite
-	$(BIN)/python -m dmsrec_jax.train --backbone gcegnn --dataset demo/dataset --out demo/gcegnn --overwrite
+	$(BIN)/python -m dmsrec_jax.train --config configs/demo/gcegnn.yaml --dataset demo/dataset --out demo/gcegnn --overwrite
 	$(BIN)/python -m dmsrec_jax.evaluate --run demo/gcegnn --compare demo/neighbors/sr
-	$(BIN)/python -m dmsrec_jax.recommend --run demo/gcegnn --session "$$($(BIN)/python -m dmsrec_jax.data.demo)" --k 5
+	$(BIN)/python -m dmsrec_jax.recommend --run demo/gcegnn --k 5 \
+		--session "Ultralight Tent; Ultralight Sleeping Bag"
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2

@@ -1,5 +1,7 @@
 """Session graphs and packing, against a plain loop."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +20,7 @@ def random_sessions(n: int, seed: int, longest: int = 9, n_items: int = 6) -> Se
 
 def plain_graph(clicks: list[int]) -> tuple[list[int], set[tuple[int, int]]]:
     """Distinct items, and distinct transitions between items."""
-    return sorted(set(clicks)), set(zip(clicks[:-1], clicks[1:], strict=True))
+    return sorted(set(clicks)), set(itertools.pairwise(clicks))
 
 
 def test_graphs_equal_a_plain_loop():

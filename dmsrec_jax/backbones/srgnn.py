@@ -62,13 +62,13 @@ class SRGNN(nnx.Module):
         later, has_later = _weighted_sum(h, graph.edges.out_weights, graph.receivers, graph.senders)
         # The maps of eq. (1) and of the gates are linear: multiplying the weights first spares two products per node.
         w_in, w_out = jnp.split(self.gates_message.kernel[...], 2)
-        constant = self.bias_in[...] @ w_in + self.bias_out[...] @ w_out + self.gates_message.bias[...]
+        constant = self.bias_in[...] @ w_in + self.bias_out[...] @ w_out + self.gates_message.bias[...]  # type: ignore[index]
         weights = jnp.concatenate(
             [
                 self.edge_in.kernel[...] @ w_in,
                 self.edge_out.kernel[...] @ w_out,
-                self.edge_in.bias[...][None] @ w_in,
-                self.edge_out.bias[...][None] @ w_out,
+                self.edge_in.bias[...][None] @ w_in,  # type: ignore[index]
+                self.edge_out.bias[...][None] @ w_out,  # type: ignore[index]
             ]
         )
         gates = jnp.concatenate([earlier, later, has_earlier, has_later], axis=1) @ weights + constant
