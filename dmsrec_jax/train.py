@@ -1,19 +1,14 @@
 """``python -m dmsrec_jax.train``: the story of a run, from sessions to scored test set."""
 
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dmsrec_jax import cli
 from dmsrec_jax.checkpoint import Checkpoints
@@ -21,23 +16,29 @@ from dmsrec_jax.config import TrainConfig
 from dmsrec_jax.data import SessionDataset, Sessions, Split
 from dmsrec_jax.data.demo import demo_dataset
 from dmsrec_jax.data.splits import validation_split
+from dmsrec_jax.epochs import EpochProgram
 from dmsrec_jax.errors import InputError
-from dmsrec_jax.files import staged_file, staged_folder
-from dmsrec_jax.graphs import batch_budget, build_graphs, stratified_order
+from dmsrec_jax.files import staged_folder
+from dmsrec_jax.history import (
+    History,
+    best_epoch,
+    best_of_each,
+    epoch_line,
+    is_stale,
+    summary_writer,
+    write_metrics,
+    write_tensorboard,
+)
 from dmsrec_jax.item_graph import build_item_graph
-from dmsrec_jax.metrics import METRICS, VIEWS, summarise
+from dmsrec_jax.metrics import summarise
 from dmsrec_jax.model import Hyper, ModelSettings
 from dmsrec_jax.parallel import Devices
 from dmsrec_jax.results import dataset_identity, print_results, write_ranks, write_results
 from dmsrec_jax.runs import new_model, save_model, write_config
 from dmsrec_jax.scoring import Scorer
-from dmsrec_jax.steps import TrainState, initial_state, learning_rate, train_steps
+from dmsrec_jax.steps import TrainState, initial_state, learning_rate
 
 console = Console(markup=False, highlight=False)
-SELECT_BY = "mrr@20"
-"""Validation metric (raw) that chooses the epoch."""
-REPORTS = range(5, 21)
-"""How many times an epoch reports progress; the number that divides its steps best is taken."""
 
 AT_LEAST = dict.fromkeys(
     ("batch_size", "epochs", "patience", "lr_decay_every", "d", "n_neighbors", "n_positions"), 1
@@ -51,6 +52,8 @@ BELOW = {"dropout_global": 1, "dropout_local": 1, "validation_fraction": 1, "see
 def train(config: TrainConfig) -> None:
     """Trains one model and writes its run folder."""
     check_ranges(config)
+    if config.tensorboard:
+        summary_writer()
     dataset = SessionDataset.load(config.dataset) if config.dataset else demo_dataset(Path("datasets"))
     run = open_run_folder(config, dataset)
     if run is None:
@@ -61,12 +64,14 @@ def train(config: TrainConfig) -> None:
     init_key, dropout_key, order_key = jax.random.split(jax.random.key(config.seed), 3)
     program, params = new_model(settings, graph, init_key)
     devices = Devices(config.devices, config.batch_size)
-    epoch_program = EpochProgram(config, rows.last(settings.n_positions), program, devices, order_key)
+    epoch_program = EpochProgram(
+        rows.last(settings.n_positions), config.batch_size, program, devices, order_key, console
+    )
     judge = Scorer(program, dataset.test if valid is None else valid, settings.n_positions)
 
     state = initial_state(params, hyper(config), dropout_key)
     best = params
-    history: list[dict[str, Any]] = []
+    history: History = []
     checkpoints = Checkpoints(run / "checkpoints")
     saved = checkpoints.latest({"state": state, "best": best}) if config.resume else None
     if saved:
@@ -81,7 +86,7 @@ def train(config: TrainConfig) -> None:
     compile_seconds = epoch_program.compile(state)
     steps = f"{epoch_program.steps} steps an epoch; compiled in {compile_seconds:.1f} s"
     console.print(f"{dataset.name}: {len(rows):,} sessions, {steps}")
-    while len(history) < config.epochs and not is_stale(history, config):
+    while len(history) < config.epochs and not is_stale(history, config.patience):
         epoch = len(history)
         started = time.perf_counter()
         state, loss = epoch_program.run(state, epoch)
@@ -105,7 +110,7 @@ def train(config: TrainConfig) -> None:
         notes = {"history": history, "dataset": dataset.hash}
         checkpoints.save(epoch + 1, {"state": devices.get(state), "best": best}, notes)
         write_metrics(run, history)
-        print_epoch(history[-1], config.epochs)
+        console.print(epoch_line(history[-1], config.epochs), soft_wrap=True)
     checkpoints.close()
 
     save_model(run, settings, dataset, program, best)
@@ -211,114 +216,6 @@ def hyper(config: TrainConfig) -> Hyper:
         (config.dropout_global or None) if uses_dropout else None,
         (config.dropout_local or None) if uses_dropout else None,
     )
-
-
-class EpochProgram:
-    """Training sessions on the devices, and the one compiled program that trains an epoch on them."""
-
-    def __init__(self, config: TrainConfig, rows: Split, program: Any, devices: Devices, key: jax.Array) -> None:
-        graphs = build_graphs(rows)
-        batches = -(-len(rows) // config.batch_size)
-        reports = min(REPORTS, key=lambda n: (-batches % n, -n)) if batches >= REPORTS.stop else 1
-        self.steps = -(-batches // reports) * reports
-        self._reports, self._devices, self._key, self._n = reports, devices, key, len(rows)
-        budget = batch_budget(graphs, config.batch_size, self.steps, devices.count)
-        self._program = devices.compile_training(train_steps, graphdef=program.graphdef, budget=budget)
-        self._constants, self._graphs = devices.put(program.constants), devices.put(graphs)
-        self._order = jax.jit(
-            partial(
-                stratified_order,
-                lengths=np.diff(graphs.click_offsets)[:-1],
-                sessions=config.batch_size,
-                steps=self.steps,
-            )
-        )
-
-    def orders(self, epoch: int) -> list[np.ndarray]:
-        """This epoch's sessions: one int32 [steps, B] (or [devices, steps, B / devices]) per report."""
-        order = np.asarray(self._order(jax.random.fold_in(self._key, epoch)))
-        return [self._devices.shares(part) for part in np.split(order, self._reports)]
-
-    def compile(self, state: TrainState) -> float:
-        """Compiles ahead of the first step; returns the seconds it took."""
-        started = time.perf_counter()
-        order = jnp.asarray(self.orders(0)[0])
-        self._program = self._program.lower(self._constants, state, self._graphs, order, jnp.asarray(0)).compile()
-        return time.perf_counter() - started
-
-    def run(self, state: TrainState, epoch: int) -> tuple[TrainState, float]:
-        """Trains one epoch; returns the new state and the mean loss over steps."""
-        losses: list[float] = []
-        with progress_bar() as bar:
-            task = bar.add_task(f"epoch {epoch + 1}", total=self._n, rate="", loss="")
-            started, done = time.perf_counter(), 0
-            for part in self.orders(epoch):
-                state, values = self._program(
-                    self._constants, state, self._graphs, jnp.asarray(part), jnp.asarray(epoch)
-                )
-                losses += self._devices.get(values).tolist()
-                done += int((part < self._n).sum())
-                rate = f"{done / (time.perf_counter() - started):,.0f} sessions/s"
-                bar.update(task, completed=done, rate=rate, loss=f"loss {np.mean(losses):.4f}")
-        return state, float(np.mean(losses))
-
-
-def progress_bar() -> Progress:
-    fields: Sequence[Any] = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TextColumn("{task.fields[loss]}"),
-        TimeRemainingColumn(),
-    )
-    return Progress(*fields, console=console, transient=True, disable=not console.is_terminal)
-
-
-def best_epoch(history: list[dict[str, Any]]) -> int:
-    """The epoch (from 1) with the best selection metric, the earliest of equals."""
-    scores = [entry["validation" if "validation" in entry else "test"]["raw"][SELECT_BY] for entry in history]
-    return int(np.argmax(scores)) + 1
-
-
-def best_of_each(history: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """The released code's report: each metric's best epoch ON THE TEST SET."""
-    return {view: {m: max(entry["test"][view][m] for entry in history) for m in METRICS} for view in VIEWS}
-
-
-def is_stale(history: list[dict[str, Any]], config: TrainConfig) -> bool:
-    """Whether validation has not improved for --patience epochs; the paper's protocol always trains all epochs."""
-    return config.protocol == "default" and bool(history) and len(history) - best_epoch(history) >= config.patience
-
-
-def print_epoch(entry: dict[str, Any], epochs: int) -> None:
-    name = "validation" if "validation" in entry else "test"
-    raw = entry[name]["raw"]
-    console.print(
-        f"epoch {entry['epoch']:>2}/{epochs}  loss {entry['loss']:.4f}  {name} HR@20 {raw['hr@20']:.2f} "
-        f"MRR@20 {raw['mrr@20']:.2f}  {entry['sessions_per_s']:,.0f} sessions/s  {entry['seconds']:.1f} s",
-        soft_wrap=True,
-    )
-
-
-def write_metrics(run: Path, history: list[dict[str, Any]]) -> None:
-    """Writes ``metrics.jsonl``, a line per epoch."""
-    with staged_file(run / "metrics.jsonl") as staged:
-        staged.write_text("".join(json.dumps(entry) + "\n" for entry in history), encoding="utf-8")
-
-
-def write_tensorboard(run: Path, history: list[dict[str, Any]]) -> None:
-    """Writes the curves for TensorBoard."""
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        raise InputError("--tensorboard: needs the extra: pip install 'dmsrec[tensorboard]'") from None
-    with SummaryWriter(str(run / "tensorboard")) as writer:
-        for entry in history:
-            writer.add_scalar("loss", entry["loss"], entry["epoch"])
-            for name in {"validation", "test"} & entry.keys():
-                for metric, value in entry[name]["raw"].items():
-                    writer.add_scalar(f"{name}/{metric}", value, entry["epoch"])
 
 
 def main(argv: Sequence[str] | None = None) -> None:

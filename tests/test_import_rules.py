@@ -45,11 +45,11 @@ FLOORS = (
     "files",
     "data",
     "metrics bootstrap graphs item_graph artifacts cli checkpoint parallel",
-    "results layers",
+    "results layers history",
     "backbones semantics alignment",
     "model",
     "steps",
-    "scoring",
+    "scoring epochs",
     "runs",
     "prepare train evaluate candidates sweep recommend report neighbors import_torch",
 )

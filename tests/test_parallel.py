@@ -23,7 +23,9 @@ from dmsrec_jax.data import SessionDataset
 from dmsrec_jax.parallel import Devices
 from dmsrec_jax.runs import new_model
 from dmsrec_jax.steps import initial_state
-from dmsrec_jax.train import EpochProgram, hyper, model_settings
+from rich.console import Console
+from dmsrec_jax.epochs import EpochProgram
+from dmsrec_jax.train import hyper, model_settings
 from dmsrec_jax.item_graph import build_item_graph
 
 dataset, arrays = SessionDataset.load(sys.argv[1]), {}
@@ -32,7 +34,7 @@ for count in (1, 4):
     settings, devices = model_settings(config, dataset), Devices(count, config.batch_size)
     graph = build_item_graph(dataset.sessions, dataset.n_items, config.n_neighbors)
     program, params = new_model(settings, graph, jax.random.key(0))
-    epoch = EpochProgram(config, dataset.train, program, devices, jax.random.key(1))
+    epoch = EpochProgram(dataset.train, config.batch_size, program, devices, jax.random.key(1), Console())
     state = devices.put(initial_state(params, hyper(config), jax.random.key(2)))
     epoch.compile(state)
     state, loss = epoch.run(state, 0)

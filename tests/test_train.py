@@ -7,9 +7,10 @@ import pytest
 import yaml
 
 from dmsrec_jax.data import SessionDataset
+from dmsrec_jax.history import best_epoch, best_of_each
 from dmsrec_jax.metrics import METRICS, VIEWS, summarise
 from dmsrec_jax.runs import load_run
-from dmsrec_jax.train import best_epoch, best_of_each, main
+from dmsrec_jax.train import main
 from tests.conftest import SMALL, write_tiny
 
 

@@ -63,15 +63,9 @@ class SRGNN(nnx.Module):
         # The maps of eq. (1) and of the gates are linear: multiplying the weights first spares two products per node.
         w_in, w_out = jnp.split(self.gates_message.kernel[...], 2)
         constant = self.bias_in[...] @ w_in + self.bias_out[...] @ w_out + self.gates_message.bias[...]  # type: ignore[index]
-        weights = jnp.concatenate(
-            [
-                self.edge_in.kernel[...] @ w_in,
-                self.edge_out.kernel[...] @ w_out,
-                self.edge_in.bias[...][None] @ w_in,  # type: ignore[index]
-                self.edge_out.bias[...][None] @ w_out,  # type: ignore[index]
-            ]
-        )
-        gates = jnp.concatenate([earlier, later, has_earlier, has_later], axis=1) @ weights + constant
+        weights = jnp.concatenate([self.edge_in.kernel[...] @ w_in, self.edge_out.kernel[...] @ w_out])
+        gates = jnp.concatenate([earlier, later], axis=1) @ weights + constant
+        gates += has_earlier * (self.edge_in.bias[...] @ w_in) + has_later * (self.edge_out.bias[...] @ w_out)  # type: ignore[index]
         i_reset, i_update, i_new = jnp.split(gates, 3, axis=1)
         h_reset, h_update, h_new = jnp.split(self.gates_hidden(h), 3, axis=1)
         reset = jax.nn.sigmoid(i_reset + h_reset)  # eq. (3)
@@ -93,9 +87,8 @@ def _weighted_sum(
     h: Float[Array, "nodes d"], weights: Float[Array, "edges"], sources: Int[Array, "edges"], sinks: Int[Array, "edges"]
 ) -> tuple[Float[Array, "nodes d"], Float[Array, "nodes 1"]]:
     """Sums of the sources' vectors, and of the weights: 1 where a node has any source, else 0."""
-    ones = jnp.ones((len(h), 1), h.dtype)
-    summed = segment_sum(jnp.concatenate([h, ones], 1)[sources] * weights[:, None], sinks, len(h))
-    return summed[:, :-1], summed[:, -1:]
+    summed = segment_sum(h[sources] * weights[:, None], sinks, len(h))
+    return summed, segment_sum(weights, sinks, len(h))[:, None]
 
 
 def build(settings: Settings, item_graph: object, rngs: nnx.Rngs) -> SRGNN:

@@ -1,0 +1,95 @@
+"""A training run's epochs on the devices: one compiled program, called a few times per epoch to report progress."""
+
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from dmsrec_jax.data import Split
+from dmsrec_jax.graphs import batch_budget, build_graphs, stratified_order
+from dmsrec_jax.parallel import Devices
+from dmsrec_jax.steps import ModelProgram, TrainState, train_steps
+
+REPORTS = range(5, 21)
+"""How many times an epoch reports progress; the number that divides its steps best is taken."""
+
+
+class EpochProgram:
+    """Training sessions on the devices, and the one compiled program that trains an epoch on them."""
+
+    def __init__(
+        self, rows: Split, batch_size: int, program: ModelProgram, devices: Devices, key: jax.Array, console: Console
+    ) -> None:
+        """Builds the graphs and moves them to the devices.
+
+        Args:
+          rows: training sessions.
+          batch_size: sessions per step, over all devices.
+          program: the model.
+          devices: where to train.
+          key: PRNG key of the epochs' orders.
+          console: where progress is shown.
+        """
+        graphs = build_graphs(rows)
+        batches = -(-len(rows) // batch_size)
+        reports = min(REPORTS, key=lambda n: (-batches % n, -n)) if batches >= REPORTS.stop else 1
+        self.steps = -(-batches // reports) * reports
+        self._reports, self._devices, self._key, self._n = reports, devices, key, len(rows)
+        self._console = console
+        budget = batch_budget(graphs, batch_size, self.steps, devices.count)
+        self._program = devices.compile_training(train_steps, graphdef=program.graphdef, budget=budget)
+        self._constants, self._graphs = devices.put(program.constants), devices.put(graphs)
+        self._order = jax.jit(
+            partial(
+                stratified_order,
+                lengths=np.diff(graphs.click_offsets)[:-1],
+                sessions=batch_size,
+                steps=self.steps,
+            )
+        )
+
+    def orders(self, epoch: int) -> list[np.ndarray]:
+        """This epoch's sessions: one int32 [steps, B] (or [devices, steps, B / devices]) per report."""
+        order = np.asarray(self._order(jax.random.fold_in(self._key, epoch)))
+        return [self._devices.shares(part) for part in np.split(order, self._reports)]
+
+    def compile(self, state: TrainState) -> float:
+        """Compiles ahead of the first step; returns the seconds it took."""
+        started = time.perf_counter()
+        order = jnp.asarray(self.orders(0)[0])
+        self._program = self._program.lower(self._constants, state, self._graphs, order, jnp.asarray(0)).compile()
+        return time.perf_counter() - started
+
+    def run(self, state: TrainState, epoch: int) -> tuple[TrainState, float]:
+        """Trains one epoch; returns the new state and the mean loss over steps."""
+        losses: list[float] = []
+        with _progress_bar(self._console) as bar:
+            task = bar.add_task(f"epoch {epoch + 1}", total=self._n, rate="", loss="")
+            started, done = time.perf_counter(), 0
+            for part in self.orders(epoch):
+                state, values = self._program(
+                    self._constants, state, self._graphs, jnp.asarray(part), jnp.asarray(epoch)
+                )
+                losses += self._devices.get(values).tolist()
+                done += int((part < self._n).sum())
+                rate = f"{done / (time.perf_counter() - started):,.0f} sessions/s"
+                bar.update(task, completed=done, rate=rate, loss=f"loss {np.mean(losses):.4f}")
+        return state, float(np.mean(losses))
+
+
+def _progress_bar(console: Console) -> Progress:
+    fields: Sequence[Any] = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TextColumn("{task.fields[loss]}"),
+        TimeRemainingColumn(),
+    )
+    return Progress(*fields, console=console, transient=True, disable=not console.is_terminal)
