@@ -4,10 +4,12 @@ The released code differs from the paper in one place: its edges carry no weight
 so the connection matrices are means over distinct predecessors and successors. This is that form.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from dmsrec_jax.graphs import SessionBatch, segment_sum
 from dmsrec_jax.layers import Settings, linear, parameter
@@ -56,16 +58,20 @@ class SRGNN(nnx.Module):
 
     def propagate(self, h: Float[Array, "nodes d"], batch: SessionBatch) -> Float[Array, "nodes d"]:
         """One gated step, eq. (1) to (5)."""
-        graph = batch.graph
-        # eq. (1): a = [mean over predecessors ; mean over successors]; without any, only the bias remains.
-        earlier, has_earlier = _weighted_sum(h, graph.edges.in_weights, graph.senders, graph.receivers)
-        later, has_later = _weighted_sum(h, graph.edges.out_weights, graph.receivers, graph.senders)
-        # The maps of eq. (1) and of the gates are linear: multiplying the weights first spares two products per node.
-        w_in, w_out = jnp.split(self.gates_message.kernel[...], 2)
-        constant = self.bias_in[...] @ w_in + self.bias_out[...] @ w_out + self.gates_message.bias[...]  # type: ignore[index]
-        weights = jnp.concatenate([self.edge_in.kernel[...] @ w_in, self.edge_out.kernel[...] @ w_out])
-        gates = jnp.concatenate([earlier, later], axis=1) @ weights + constant
-        gates += has_earlier * (self.edge_in.bias[...] @ w_in) + has_later * (self.edge_out.bias[...] @ w_out)  # type: ignore[index]
+        (n, d), graph, edges = h.shape, batch.graph, batch.graph.edges
+        # eq. (1): a = [mean over predecessors ; mean over successors] of each node v, summed in rows 2v and 2v + 1.
+        sources = jnp.concatenate([graph.senders, graph.receivers])
+        sinks = jnp.concatenate([2 * graph.receivers, 2 * graph.senders + 1])
+        weights = jnp.concatenate([edges.in_weights, edges.out_weights])
+        means = segment_sum(h[sources] * weights[:, None], sinks, 2 * n).reshape(n, 2 * d)
+        present = segment_sum(weights, sinks, 2 * n).reshape(n, 2)  # without any neighbour only the bias remains
+        # The maps of eq. (1) and of the gates are linear: multiplying the maps first spares two products per node.
+        of_in, of_out = jnp.split(self.gates_message.kernel[...], 2)
+        by_in = _rows(self.edge_in.kernel, self.edge_in.bias, self.bias_in) @ of_in
+        by_out = _rows(self.edge_out.kernel, self.edge_out.bias, self.bias_out) @ of_out
+        gates = means @ jnp.concatenate([by_in[:d], by_out[:d]])
+        gates += present[:, :1] * by_in[d] + present[:, 1:] * by_out[d]
+        gates += by_in[d + 1] + by_out[d + 1] + self.gates_message.bias[...]  # type: ignore[index]
         i_reset, i_update, i_new = jnp.split(gates, 3, axis=1)
         h_reset, h_update, h_new = jnp.split(self.gates_hidden(h), 3, axis=1)
         reset = jax.nn.sigmoid(i_reset + h_reset)  # eq. (3)
@@ -83,12 +89,9 @@ class SRGNN(nnx.Module):
         return self.transform(jnp.concatenate([s_global, last], axis=1))  # eq. (7)
 
 
-def _weighted_sum(
-    h: Float[Array, "nodes d"], weights: Float[Array, "edges"], sources: Int[Array, "edges"], sinks: Int[Array, "edges"]
-) -> tuple[Float[Array, "nodes d"], Float[Array, "nodes 1"]]:
-    """Sums of the sources' vectors, and of the weights: 1 where a node has any source, else 0."""
-    summed = segment_sum(h[sources] * weights[:, None], sinks, len(h))
-    return summed, segment_sum(weights, sinks, len(h))[:, None]
+def _rows(kernel: nnx.Param, *biases: Any) -> Float[Array, "rows d"]:
+    """A map's kernel with biases as further rows, so that one product maps them all."""
+    return jnp.concatenate([kernel[...], *(bias[...][None] for bias in biases)])
 
 
 def build(settings: Settings, item_graph: object, rngs: nnx.Rngs) -> SRGNN:
