@@ -150,7 +150,7 @@ def compare(config: ThroughputConfig, dataset: SessionDataset, backbone: Backbon
             for remote in remotes.values():
                 remote.kill()
         progress.update(bar, description=f"{dataset.name} {backbone}: matrix products alone")
-        rate = product_rate(config, dataset, backbone)
+        rates = {form: product_rate(config, dataset, backbone, form) for form in config.forms}
     forms = {
         form: {
             "batch": remotes[form].task.batch,
@@ -164,8 +164,12 @@ def compare(config: ThroughputConfig, dataset: SessionDataset, backbone: Backbon
     speed = {form: {phase: forms[form][phase]["sessions_per_s"] for phase in PHASES} for form in forms}
     for form in forms:
         forms[form]["epoch_s"] = len(dataset.train) / speed[form]["train"]
-        done = rate.flops * speed[form]["train"] / config.batch_size
-        forms[form]["share_of_matmul_rate"] = done / (rate.gflops_per_s * 1e9)
+        rate, steps_per_s = rates[form], speed[form]["train"] / config.batch_size
+        forms[form]["matmul"] = {
+            "gflop_per_step": rate.flops / 1e9,
+            "machine_gflops_per_s": rate.gflops_per_s,
+            "share": rate.seconds * steps_per_s,
+        }
     return {
         "dataset": {"name": dataset.name, "hash": dataset.hash, "train": len(dataset.train), "test": len(dataset.test)},
         "backbone": backbone,
@@ -181,7 +185,6 @@ def compare(config: ThroughputConfig, dataset: SessionDataset, backbone: Backbon
             for form in forms
             if form != "jax" and "jax" in forms
         },
-        "matmul": {"gflop_per_step": rate.flops / 1e9, "gflops_per_s": rate.gflops_per_s},
         "machine": {**machine(), "load_at_start": load},
         "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "torch", "numpy")},
         "python": platform.python_version(),
@@ -216,9 +219,9 @@ def summarise(runs: list[Measured], first: Measured) -> dict[str, Any]:
     }
 
 
-def product_rate(config: ThroughputConfig, dataset: SessionDataset, backbone: Backbone) -> Rate:
+def product_rate(config: ThroughputConfig, dataset: SessionDataset, backbone: Backbone, form: Form) -> Rate:
     """The machine's rate at a step's matrix products, in a process of its own."""
-    products = step_products(dataset, backbone, config.batch_size, config.d)
+    products = step_products(dataset, backbone, form, config.batch_size, config.d)
     with CONTEXT.Pool(1) as pool:
         return pool.apply(measure, (products, config.device))
 
@@ -248,7 +251,6 @@ def commit() -> str | None:
 
 def show(result: dict[str, Any]) -> None:
     """The result as a table."""
-    matmul = result["matmul"]
     title = f"{result['backbone']} on {result['dataset']['name']}, {result['device']}, d {result['d']}"
     caption = "train, evaluate: sessions/s, median and range; matmul: share of the rate at a step's products"
     table = Table(title=title, caption=caption, box=box.SIMPLE, collapse_padding=True, pad_edge=False)
@@ -259,14 +261,15 @@ def show(result: dict[str, Any]) -> None:
         name = form if entry["batch"] == result["batch"] else f"{form}\nbatch {entry['batch']}"
         speeds = [f"{e['sessions_per_s']:,.0f}\n{e['min']:,.0f}–{e['max']:,.0f}" for e in (entry[p] for p in PHASES)]
         warm_up = "+".join(f"{entry[phase]['warm_up_s']:.1f}" for phase in PHASES)
-        share = f"{100 * entry['share_of_matmul_rate']:.1f} %"
+        share = f"{100 * entry['matmul']['share']:.0f} %"
         table.add_row(name, *speeds, warm_up, f"{entry['epoch_s']:,.0f}", f"{entry['peak_rss_mb']:,.0f}", share)
     console.print(table)
     for name, ratio in result["ratios"].items():
         console.print(f"{name}: train {ratio['train']:.2f}×, evaluate {ratio['evaluate']:.2f}×")
-    console.print(
-        f"a step's matrix products: {matmul['gflop_per_step']:.2f} GFLOP at {matmul['gflops_per_s']:.0f} GFLOP/s"
-    )
+    if "jax" in result["forms"]:
+        matmul = result["forms"]["jax"]["matmul"]
+        gflop, rate = matmul["gflop_per_step"], matmul["machine_gflops_per_s"]
+        console.print(f"a step's matrix products: {gflop:.2f} GFLOP at {rate:.0f} GFLOP/s")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
