@@ -52,8 +52,6 @@ class TrainConfig:
     """gcegnn: dropout on the session-graph part."""
     n_neighbors: int = 12
     """gcegnn: neighbours kept per item in the global graph."""
-    n_positions: int | None = None
-    """Clicks read of a session, its last ones; the longest session of the data set if left out."""
 
     protocol: Protocol = "default"
     """default: the last 10 % of training sessions choose the epoch and test is scored once.

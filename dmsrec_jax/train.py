@@ -40,9 +40,7 @@ from dmsrec_jax.steps import TrainState, initial_state, learning_rate
 
 console = Console(markup=False, highlight=False)
 
-AT_LEAST = dict.fromkeys(
-    ("batch_size", "epochs", "patience", "lr_decay_every", "d", "n_neighbors", "n_positions"), 1
-) | dict.fromkeys(
+AT_LEAST = dict.fromkeys(("batch_size", "epochs", "patience", "lr_decay_every", "d", "n_neighbors"), 1) | dict.fromkeys(
     ("lr", "lr_decay", "lr_first_decay", "l2", "dropout_global", "dropout_local", "validation_fraction", "seed"), 0
 )
 BELOW = {"dropout_global": 1, "dropout_local": 1, "validation_fraction": 1, "seed": 2**32}
@@ -64,9 +62,7 @@ def train(config: TrainConfig) -> None:
     init_key, dropout_key, order_key = jax.random.split(jax.random.key(config.seed), 3)
     program, params = new_model(settings, graph, init_key)
     devices = Devices(config.devices, config.batch_size)
-    epoch_program = EpochProgram(
-        rows.last(settings.n_positions), config.batch_size, program, devices, order_key, console
-    )
+    epoch_program = EpochProgram(rows, config.batch_size, program, devices, order_key, console)
     judge = Scorer(program, dataset.test if valid is None else valid, settings.n_positions)
 
     state = initial_state(params, hyper(config), dropout_key)
@@ -198,7 +194,7 @@ def model_settings(config: TrainConfig, dataset: SessionDataset) -> ModelSetting
         dataset.n_items,
         config.d,
         config.score,
-        config.n_positions or longest,
+        longest,
         config.n_neighbors,
     )
 

@@ -162,7 +162,6 @@ def test_names_are_printed_as_they_are(tiny: SessionDataset, tmp_path, capsys):
         ("--dropout-global", 1),
         ("--dropout-local", "nan"),
         ("--n-neighbors", 0),
-        ("--n-positions", 0),
         ("--validation-fraction", 0),
         ("--validation-fraction", 0.999),
         ("--validation-fraction", "nan"),
@@ -263,8 +262,8 @@ def test_resume_on_another_dataset_is_refused(tiny: SessionDataset, tmp_path, re
     flags = ("--backbone", "srgnn", "--out", run, *SMALL)
     call(*flags, "--dataset", tiny.path)
     (run / "results.json").unlink()
-    error = refused(main, *flags, "--dataset", other.path, "--resume", "--n-positions", 8)
-    assert "--n-positions" in error
+    error = refused(main, *flags, "--dataset", other.path, "--resume", "--n-neighbors", 8)
+    assert "--n-neighbors" in error
     assert refused(main, *flags, "--dataset", other.path, "--resume")
     (run / "config.yaml").write_text("[")
     assert "config.yaml" in refused(main, *flags, "--dataset", tiny.path, "--resume")
