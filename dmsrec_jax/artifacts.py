@@ -31,7 +31,7 @@ def write_candidates(
     Raises:
       InputError: the folder exists, or the candidates do not fit the dataset.
     """
-    with staged_folder(folder, overwrite=overwrite) as staged:
+    with staged_folder(folder, marker="candidates.json", overwrite=overwrite) as staged:
         for part in PARTS:
             write_npy(staged / f"{part}_candidates.npy", candidates[part].astype(np.int32))
             _check(staged / f"{part}_candidates.npy", candidates[part], dataset, part)

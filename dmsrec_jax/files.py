@@ -33,16 +33,20 @@ def staged_file(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def staged_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def staged_folder(path: Path, *, marker: str, overwrite: bool = False) -> Iterator[Path]:
     """Yields a temporary folder beside ``path``; on success it becomes ``path``, on failure it is removed.
 
     Raises:
-      InputError: ``path`` exists and is not empty, and ``overwrite`` is false.
+      InputError: ``path`` exists and is not empty, and ``overwrite`` is false or it lacks ``marker``, the file by which
+        a folder of this kind is known.
     """
     if path.exists() and not path.is_dir():
         raise InputError(f"{path}: exists and is not a folder")
-    if path.is_dir() and any(path.iterdir()) and not overwrite:
-        raise InputError(f"{path}: exists already; give --overwrite to replace it")
+    if path.is_dir() and any(path.iterdir()):
+        if not overwrite:
+            raise InputError(f"{path}: exists already; give --overwrite to replace it")
+        if not (path / marker).is_file():
+            raise InputError(f"--overwrite {path}: has no {marker}, so it is something else; remove it yourself")
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:

@@ -32,7 +32,7 @@ def import_torch(config: ImportTorchConfig) -> None:
     graph = build_item_graph(dataset.sessions, dataset.n_items, config.n_neighbors)
     program, params = new_model(settings, graph, jax.random.key(0))
     assign(params, weights, BACKBONES[config.backbone].TORCH_KEYS, source=config.weights)
-    with staged_folder(config.out, overwrite=config.overwrite) as staged:
+    with staged_folder(config.out, marker="model.json", overwrite=config.overwrite) as staged:
         save_model(staged, settings, dataset, program, params)
         write_config(staged, config)
     unused = sorted(weights.keys() - BACKBONES[config.backbone].TORCH_KEYS.keys())

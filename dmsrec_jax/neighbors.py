@@ -271,7 +271,10 @@ def neighbors(config: NeighborsConfig, console: Console | None = None) -> None:
     _, valid, earlier = validation_split(dataset, config.validation_fraction)
     results: dict[str, Any] = {}
     with ExitStack() as stack, Progress(*_PROGRESS, console=console) as progress:
-        runs = [stack.enter_context(staged_folder(config.out / n, overwrite=config.overwrite)) for n in config.methods]
+        runs = [
+            stack.enter_context(staged_folder(config.out / name, marker="results.json", overwrite=config.overwrite))
+            for name in config.methods
+        ]
         for name, run_folder in zip(config.methods, runs, strict=True):
             method = METHODS[name]
             trials = [dict(zip(method.grid, values, strict=True)) for values in product(*method.grid.values())]

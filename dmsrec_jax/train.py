@@ -158,12 +158,9 @@ def open_run_folder(config: TrainConfig, dataset: SessionDataset) -> Path | None
             return None
         write_config(run, kept)
         return run
-    if run.is_dir() and any(run.iterdir()):
-        if not config.overwrite:
-            raise InputError(f"{run}: exists already; give --resume to go on with it or --overwrite to replace it")
-        if not (run / "config.yaml").is_file():
-            raise InputError(f"--overwrite {run}: has no config.yaml, so it is not a run folder; remove it yourself")
-    with staged_folder(run, overwrite=config.overwrite) as staged:
+    if run.is_dir() and any(run.iterdir()) and not config.overwrite:
+        raise InputError(f"{run}: exists already; give --resume to go on with it or --overwrite to replace it")
+    with staged_folder(run, marker="config.yaml", overwrite=config.overwrite) as staged:
         write_config(staged, kept)
     return run
 
