@@ -10,15 +10,18 @@ from dmsrec_jax.files import staged_folder
 
 def test_a_failure_leaves_nothing_and_keeps_what_was_there(tmp_path: Path):
     out = tmp_path / "out"
-    for _ in range(2):
-        with pytest.raises(RuntimeError), staged_folder(out, marker="a") as staged:
-            (staged / "a").write_text("half")
-            raise RuntimeError
-        assert list(tmp_path.iterdir()) == []
+
+    def write_half(staged: Path) -> None:
+        (staged / "a").write_text("half")
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError), staged_folder(out, marker="a") as staged:
+        write_half(staged)
+    assert list(tmp_path.iterdir()) == []
     with staged_folder(out, marker="a") as staged:
         (staged / "a").write_text("whole")
     with pytest.raises(RuntimeError), staged_folder(out, marker="a", overwrite=True) as staged:
-        raise RuntimeError
+        write_half(staged)
     assert (out / "a").read_text() == "whole"
     assert list(tmp_path.iterdir()) == [out]
 

@@ -76,7 +76,7 @@ def test_overwrite_replaces_run_folders_only(tiny: SessionDataset, tmp_path, ref
     folder = tmp_path / "letters"
     folder.mkdir()
     (folder / "letter.txt").write_text("dear")
-    assert "not a run folder" in refused(main, *flags, folder)
+    assert "has no config.yaml" in refused(main, *flags, folder)
     assert (folder / "letter.txt").read_text() == "dear"
     assert "not a folder" in refused(main, *flags, folder / "letter.txt")
     assert "letter.txt" in refused(main, *flags, folder / "letter.txt" / "run")
