@@ -28,7 +28,7 @@ def pad(items: np.ndarray, offsets: np.ndarray, width: int, *, newest_first: boo
     return padded
 
 
-def srgnn_graphs(sessions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def srgnn_graphs(sessions: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
     """Session graphs of a padded batch [B, L], one after the other.
 
     Returns:
@@ -50,7 +50,8 @@ def srgnn_graphs(sessions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarr
         successors[successors == 0] = 1
         adjacencies.append(np.concatenate([edges / predecessors, edges.T / successors]).T)
         aliases.append([np.where(node == click)[0][0] for click in session])
-    return np.array(aliases), np.array(adjacencies), np.array(nodes)
+    # From lists of arrays, entry by entry, as released: on a CPU this takes longer than the model.
+    return torch.Tensor(aliases).long(), torch.Tensor(adjacencies), torch.Tensor(nodes).long()
 
 
 class ReleasedSRGNN(SRGNNParameters):

@@ -169,15 +169,8 @@ class ReleasedWorker(TorchWorker):
         sessions, targets = self.splits[split]
         order = self.generator.permutation(len(sessions)) if shuffle else np.arange(len(sessions))
         for rows in batches(order, self.batch):
-            alias, adjacency, nodes = srgnn_graphs(sessions[rows])
             mask = torch.from_numpy((sessions[rows] > 0).astype(np.int64))
-            yield [
-                torch.from_numpy(alias),
-                torch.from_numpy(adjacency).float(),
-                torch.from_numpy(nodes),
-                mask,
-                torch.from_numpy(targets[rows]),
-            ]
+            yield [*srgnn_graphs(sessions[rows]), mask, torch.from_numpy(targets[rows])]
 
     def train(self, seconds: float) -> Measured:
         """See `Worker.train`."""

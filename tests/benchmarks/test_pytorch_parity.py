@@ -40,9 +40,9 @@ def csr(file):
 
 def released_srgnn(file, items, offsets):
     sessions = pad(items, offsets, file["sessions"].shape[1])
-    alias, adjacency, nodes = (torch.from_numpy(a) for a in srgnn_graphs(sessions))
+    alias, adjacency, nodes = srgnn_graphs(sessions)
     model = ReleasedSRGNN(int(file["n_items"]), file["param/embedding.weight"].shape[1])
-    return model, lambda: model(alias, adjacency.float(), nodes, torch.from_numpy(sessions > 0).long())
+    return model, lambda: model(alias, adjacency, nodes, torch.from_numpy(sessions > 0).long())
 
 
 def tuned_srgnn(file, items, offsets):
