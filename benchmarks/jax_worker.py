@@ -28,8 +28,7 @@ class JaxWorker:
         jax.config.update("jax_platforms", task.device)
         dataset = SessionDataset.load(task.dataset)
         gcegnn = task.backbone == "gcegnn"
-        longest = max(int(split.lengths.max()) for split in (dataset.train, dataset.test))
-        settings = ModelSettings(task.backbone, dataset.n_items, task.d, "dot", longest)
+        settings = ModelSettings(task.backbone, dataset.n_items, task.d, "dot", dataset.longest)
         item_graph = build_item_graph(dataset.sessions, dataset.n_items) if gcegnn else None
         init_key, dropout_key, self.order_key = jax.random.split(jax.random.key(task.seed), 3)
         self.program, params = new_model(settings, item_graph, init_key)
@@ -48,7 +47,7 @@ class JaxWorker:
         self.train_steps = jax.jit(steps_program, donate_argnums=1)
         self.parts = endless(self.epoch)
         self.epochs = 0
-        self.scorer = Scorer(self.program, dataset.test, longest)
+        self.scorer = Scorer(self.program, dataset.test, dataset.longest)
 
     def epoch(self) -> Iterator[np.ndarray]:
         """One epoch's sessions, int32 [steps, B] per chunk."""

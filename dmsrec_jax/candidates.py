@@ -23,7 +23,7 @@ def candidates(config: CandidatesConfig) -> None:
     run = load_run(config.run, config.dataset)
     room = run.dataset.n_items
     if config.exclude_seen:
-        room -= max(int(part.lengths.max()) for part in (run.dataset.train, run.dataset.test))
+        room -= run.dataset.longest
     if not 1 <= config.k <= room:
         raise InputError(f"--k {config.k}: 1 to {room} items can be had")
 

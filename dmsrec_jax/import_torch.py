@@ -91,9 +91,8 @@ def settings_of(weights: Mapping[str, np.ndarray], config: ImportTorchConfig, da
             f"{config.weights}: embedding.weight has {len(table)} rows; {dataset.path} with its {dataset.n_items} "
             f"items needs {dataset.n_items + 1}"
         )
-    longest = max(int(part.lengths.max()) for part in (dataset.train, dataset.test))
     positions = weights.get("pos_embedding.weight")
-    n_positions = longest if positions is None else len(positions)
+    n_positions = dataset.longest if positions is None else len(positions)
     return ModelSettings(config.backbone, dataset.n_items, table.shape[1], "dot", n_positions, config.n_neighbors)
 
 

@@ -185,13 +185,12 @@ def split(config: TrainConfig, dataset: SessionDataset) -> tuple[Split, Split | 
 
 
 def model_settings(config: TrainConfig, dataset: SessionDataset) -> ModelSettings:
-    longest = max(int(part.lengths.max()) for part in (dataset.train, dataset.test))
     return ModelSettings(
         config.backbone,
         dataset.n_items,
         config.d,
         config.score,
-        longest,
+        dataset.longest,
         config.n_neighbors,
     )
 

@@ -131,6 +131,11 @@ class SessionDataset:
         return self.meta["counts"]["items"]
 
     @property
+    def longest(self) -> int:
+        """Clicks of the longest training or test row."""
+        return max(int(part.lengths.max()) for part in (self.train, self.test))
+
+    @property
     def hash(self) -> str:
         """One SHA-256 over the hashes of all files: the identity other artefacts refer to."""
         lines = "".join(f"{name}:{digest}\n" for name, digest in sorted(self.meta["files"].items()))
