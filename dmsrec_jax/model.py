@@ -55,16 +55,18 @@ class SessionModel(nnx.Module):
         self, batch: SessionBatch, hyper: Hyper | None = None, key: PRNGKeyArray | None = None
     ) -> Float[Array, "B items"]:
         """Logits, [B, n_items + 1]; column = item id, and the padding column is -inf. Dropout only with a key."""
-        vectors = self.item_vectors()
-        scores = self.score(self.represent(vectors, batch, hyper, key), vectors)
-        return jnp.where(jnp.arange(len(vectors)) == 0, -jnp.inf, scores)
+        scores = self._scores(batch, hyper, key)
+        return jnp.where(jnp.arange(scores.shape[1]) == 0, -jnp.inf, scores)
 
     def loss(
         self, batch: SessionBatch, hyper: Hyper | None = None, key: PRNGKeyArray | None = None
     ) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """Sum of the sessions' cross-entropies and their number; see `cross_entropy`."""
+        return cross_entropy(self._scores(batch, hyper, key), batch)
+
+    def _scores(self, batch: SessionBatch, hyper: Hyper | None, key: PRNGKeyArray | None) -> Float[Array, "B items"]:
         vectors = self.item_vectors()
-        return cross_entropy(self.score(self.represent(vectors, batch, hyper, key), vectors), batch)
+        return self.score(self.represent(vectors, batch, hyper, key), vectors)
 
     def item_vectors(self) -> Float[Array, "items d"]:
         """What clicks are read from and scores are taken with."""

@@ -89,8 +89,8 @@ def train(config: TrainConfig) -> None:
         seconds = time.perf_counter() - started
         if not math.isfinite(loss):
             raise InputError(f"epoch {epoch + 1}: the loss is {loss}; try a smaller --lr than {config.lr}")
-        params = devices.get(state.params)
-        metrics = summarise(judge.ranks(params))
+        on_host = devices.get(state)
+        metrics = summarise(judge.ranks(on_host.params))
         history.append(
             {
                 "epoch": epoch + 1,
@@ -102,9 +102,9 @@ def train(config: TrainConfig) -> None:
             }
         )
         if best_epoch(history) == epoch + 1:
-            best = params
+            best = on_host.params
         notes = {"history": history, "dataset": dataset.hash}
-        checkpoints.save(epoch + 1, {"state": devices.get(state), "best": best}, notes)
+        checkpoints.save(epoch + 1, {"state": on_host, "best": best}, notes)
         write_metrics(run, history)
         console.print(epoch_line(history[-1], config.epochs), soft_wrap=True)
     checkpoints.close()
