@@ -98,7 +98,7 @@ def write_npy(path: Path, array: np.ndarray) -> None:
 
 
 def read_npy(path: Path, *, dtype: Any, ndim: int, mmap: bool = True) -> np.ndarray:
-    """Reads a ``.npy`` file without pickle and checks its type and rank.
+    """Reads a ``.npy`` file without pickle and checks its type (any, if None) and rank.
 
     Raises:
       InputError: the file is missing, truncated, foreign, holds objects, or has another dtype or rank.
@@ -111,8 +111,9 @@ def read_npy(path: Path, *, dtype: Any, ndim: int, mmap: bool = True) -> np.ndar
         raise InputError(f"{path}: not a plain .npy array: {error}") from None
     if not isinstance(array, np.ndarray):
         raise InputError(f"{path}: not a .npy file")
-    if array.dtype != np.dtype(dtype) or array.ndim != ndim:
-        raise InputError(f"{path}: {array.dtype} of rank {array.ndim} where {np.dtype(dtype)} of rank {ndim} is due")
+    expected = array.dtype if dtype is None else np.dtype(dtype)
+    if array.dtype != expected or array.ndim != ndim:
+        raise InputError(f"{path}: {array.dtype} of rank {array.ndim} where {expected} of rank {ndim} is due")
     return array
 
 
