@@ -1,0 +1,225 @@
+"""Three ways to have a language model name intents: `Structured`, `Free`, `Score` (``--decode``)."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dmsrec_jax.data import SessionDataset
+from dmsrec_jax.errors import InputError
+from llm_stage.config import RunConfig
+from llm_stage.engines.base import Answer, Engine, Questions
+from llm_stage.engines.language_model import Continuations, Generation, LanguageModel, NumberList
+from llm_stage.parse import Named, match_titles, parse_numbers, title_keys
+from llm_stage.prompts import (
+    Chat,
+    clean,
+    numbered_lines,
+    quoted_lines,
+    read_template,
+    released_candidates,
+    released_session,
+)
+
+SHORTEST_TITLE = 20
+"""Characters to which titles are cut, at most, where a prompt is too long for the model."""
+
+
+class Question(NamedTuple):
+    """One session: items that have a title, others cannot be named."""
+
+    session: list[int]
+    candidates: list[int]
+
+
+def llm_engine(model: LanguageModel, config: RunConfig, dataset: SessionDataset) -> Engine:
+    """The engine that asks ``model`` in the way ``config.decode`` says.
+
+    Raises:
+      InputError: the data set has no titles, or the prompt template does not fit.
+    """
+    ways = {"structured": Structured, "free": Free, "score": Score}
+    return ways[config.decode](model, config, dataset)
+
+
+class _Decoder:
+    """What the three ways share: titles, label, identity."""
+
+    def __init__(self, model: LanguageModel, config: RunConfig, dataset: SessionDataset) -> None:
+        if dataset.titles is None:
+            raise InputError(f"{dataset.path}: has no titles, and a language model reads titles")
+        self.model = model
+        self.titles = dataset.titles
+        self.template = read_template(config.prompt, config.decode)
+        self.max_intents = config.max_intents
+        self.title_chars = config.title_chars
+        self.max_new_tokens = config.max_new_tokens or self.default_new_tokens(config.max_intents)
+        self.label = f"{model.label}, {config.decode} decoding"
+        self.identity: dict[str, Any] = {
+            **model.identity,
+            "decode": config.decode,
+            "prompt": self.template.hash,
+            "max_intents": config.max_intents,
+            "max_new_tokens": self.max_new_tokens,
+            "title_chars": config.title_chars,
+        }
+        self.batch_size = config.batch_size or model.batch_size
+
+    @staticmethod
+    def default_new_tokens(max_intents: int) -> int:
+        """Tokens an answer may take."""
+        return 512
+
+    def questions(self, questions: Questions) -> list[Question]:
+        """Sessions and candidates as item ids, without items that have no title."""
+
+        def titled(items: np.ndarray) -> list[int]:
+            return [i for i in items.tolist() if self.titles[i].strip()]
+
+        n = len(questions.candidates)
+        return [Question(titled(questions.sessions[row]), titled(questions.candidates[row])) for row in range(n)]
+
+    def clean(self, items: Sequence[int], title_chars: int) -> list[str]:
+        return [clean(self.titles[i], title_chars) for i in items]
+
+
+class _Chatting(_Decoder):
+    """Decoding that asks and reads an answer."""
+
+    def answer(self, questions: Questions) -> list[Answer]:
+        """See `Engine`. A prompt that is too long for the model is tried with ever shorter titles."""
+        asked = self.questions(questions)
+        answers = [Answer(())] * len(asked)
+        rows = [row for row, question in enumerate(asked) if question.candidates]
+        title_chars = self.title_chars
+        while rows:
+            generations = self.model.chat(
+                [self.chat(asked[row], title_chars) for row in rows],
+                self.max_new_tokens,
+                self.grammars([asked[row] for row in rows]),
+            )
+            for row, generation in zip(rows, generations, strict=True):
+                if generation.text is not None:
+                    answers[row] = self._read(generation, generation.text, asked[row], title_chars)
+            rows = [row for row, generation in zip(rows, generations, strict=True) if generation.text is None]
+            if title_chars <= SHORTEST_TITLE:
+                break
+            title_chars = max(SHORTEST_TITLE, title_chars // 2)
+        return answers
+
+    def preview(self, questions: Questions) -> list[tuple[str, int]]:
+        """See `Engine`."""
+        return [self.model.preview(self.chat(question, self.title_chars)) for question in self.questions(questions)]
+
+    def chat(self, question: Question, title_chars: int) -> Chat:
+        """The prompt."""
+        raise NotImplementedError
+
+    def grammars(self, questions: Sequence[Question]) -> list[NumberList] | None:
+        """What the answers must look like."""
+        raise NotImplementedError
+
+    def named(self, text: str, question: Question, title_chars: int) -> Named:
+        """What an answer names, as item ids."""
+        raise NotImplementedError
+
+    def _read(self, generation: Generation, text: str, question: Question, title_chars: int) -> Answer:
+        tokens = (generation.prompt_tokens, generation.cached_tokens, generation.output_tokens)
+        named = self.named(text, question, title_chars)
+        return Answer(named.picks, text, named.invalid, named.duplicates, *tokens)
+
+
+class Structured(_Chatting):
+    """Numbered candidates; the answer is a JSON list of their numbers, so that every intent is a candidate."""
+
+    @staticmethod
+    def default_new_tokens(max_intents: int) -> int:
+        # A number of the list takes up to 5 tokens with its comma; 16 are for what some services put around the list.
+        return 5 * max_intents + 16
+
+    def chat(self, question: Question, title_chars: int) -> Chat:
+        return self.template.fill(
+            session=quoted_lines(self.clean(question.session, title_chars)),
+            candidates=numbered_lines(self.clean(question.candidates, title_chars)),
+            limit=str(self.max_intents),
+        )
+
+    def grammars(self, questions: Sequence[Question]) -> list[NumberList]:
+        sizes = (len(question.candidates) for question in questions)
+        return [NumberList(size, min(self.max_intents, size)) for size in sizes]
+
+    def named(self, text: str, question: Question, title_chars: int) -> Named:
+        named = parse_numbers(text, len(question.candidates))
+        picks = tuple(question.candidates[number - 1] for number in named.picks)
+        return named._replace(picks=picks[: self.max_intents])
+
+
+class Free(_Chatting):
+    """The released prompts word for word; the answer is ``;``-separated titles (paper, section 4.2)."""
+
+    def chat(self, question: Question, title_chars: int) -> Chat:
+        return self.template.fill(
+            session=released_session(self.clean(question.session, title_chars), question.session),
+            candidates=released_candidates(self.clean(question.candidates, title_chars)),
+        )
+
+    def grammars(self, questions: Sequence[Question]) -> None:
+        return None
+
+    def named(self, text: str, question: Question, title_chars: int) -> Named:
+        items = [*question.candidates, *question.session]
+        as_shown = zip(self.clean(items, title_chars), items, strict=True)
+        return match_titles(text, title_keys([*as_shown, *((self.titles[i], i) for i in items)]))
+
+
+class Score(_Decoder):
+    """The candidates with the highest log P(title | session) − log P(title) under the model."""
+
+    def __init__(self, model: LanguageModel, config: RunConfig, dataset: SessionDataset) -> None:
+        super().__init__(model, config, dataset)
+        self.prior: dict[str, float] = {}
+        """log P(title), after the prompt of an empty session; of each title once."""
+
+    def answer(self, questions: Questions) -> list[Answer]:
+        """See `Engine`. Of equal scores, the better candidate's comes first."""
+        asked = self.questions(questions)
+        titles = [self.clean(question.candidates, self.title_chars) for question in asked]
+        unseen = sorted({title for row in titles for title in row} - self.prior.keys())
+        batch = [Continuations(self.prefix([]), self._texts(unseen))] if unseen else []
+        rows = [row for row, question in enumerate(asked) if question.candidates]
+        batch += [Continuations(self.prefix(asked[row].session), self._texts(titles[row])) for row in rows]
+        scored = self.model.score(batch)
+        if unseen:
+            prior = scored.pop(0).log_likelihoods
+            if prior is None:
+                raise InputError("the longest titles do not fit the model; lower --title-chars")
+            self.prior.update(zip(unseen, prior.tolist(), strict=True))
+        answers = [Answer(())] * len(asked)
+        for row, (found, prompt_tokens, cached_tokens) in zip(rows, scored, strict=True):
+            if found is None:
+                continue
+            gain = found - np.array([self.prior[title] for title in titles[row]])
+            best = [place for place in np.argsort(-gain, kind="stable").tolist() if np.isfinite(gain[place])]
+            # One item may be a candidate twice: each counts once.
+            picks = tuple(dict.fromkeys(asked[row].candidates[place] for place in best))[: self.max_intents]
+            invalid = int(np.count_nonzero(~np.isfinite(gain)))
+            answers[row] = Answer(picks, "", invalid, 0, prompt_tokens, cached_tokens, 0)
+        return answers
+
+    def preview(self, questions: Questions) -> list[tuple[str, int]]:
+        """See `Engine`; the prompt is what the candidates are scored after, its tokens include theirs."""
+        previews = []
+        for question in self.questions(questions):
+            text, tokens = self.model.preview(self.prefix(question.session))
+            titles = "".join(self._texts(self.clean(question.candidates, self.title_chars)))
+            previews.append((text, tokens + self.model.preview(titles)[1]))
+        return previews
+
+    def prefix(self, session: Sequence[int]) -> str:
+        """All that comes before the next title."""
+        lines = (f"- {title}\n" for title in self.clean(session, self.title_chars))
+        return self.template.fill(session="".join(lines)).user
+
+    @staticmethod
+    def _texts(titles: Sequence[str]) -> list[str]:
+        return [f" {title}\n" for title in titles]

@@ -1,0 +1,207 @@
+"""``--engine openai``: any endpoint that speaks the OpenAI protocol (vllm serve, Ollama, a cloud service).
+
+Structured answers use ``response_format`` with a JSON schema, which all three take.
+"""
+
+import os
+import random
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import httpx
+import numpy as np
+
+from dmsrec_jax.data import SessionDataset
+from dmsrec_jax.errors import InputError
+from llm_stage.config import RunConfig
+from llm_stage.decode import llm_engine
+from llm_stage.engines.base import Engine
+from llm_stage.engines.chat_tokenizer import messages
+from llm_stage.engines.language_model import Continuations, Generation, Likelihoods, NumberList
+from llm_stage.prompts import Chat
+
+KEY = "OPENAI_API_KEY"
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
+"""Seconds."""
+BUSY = {408, 409, 425, 429}
+"""Statuses beside 5xx after which a request is tried again."""
+CHARACTERS_PER_TOKEN = 4
+"""For the estimates of `OpenAIModel.preview`; the endpoint has the tokenizer."""
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def build(config: RunConfig, dataset: SessionDataset) -> Engine:
+    """The engine that `RunConfig` describes; the endpoint is met with the first batch.
+
+    Raises:
+      InputError: the address is none.
+    """
+    return llm_engine(OpenAIModel(config), config, dataset)
+
+
+class TooLongError(Exception):
+    """The endpoint says that a prompt does not fit its model."""
+
+
+class OpenAIModel:
+    """A `LanguageModel`."""
+
+    def __init__(self, config: RunConfig) -> None:
+        if not config.base_url.startswith(("http://", "https://")):
+            raise InputError(f"--base-url {config.base_url}: http:// or https:// is due")
+        self.url = config.base_url.rstrip("/")
+        self.name = config.model
+        self.label = f"{config.model} (OpenAI-compatible endpoint)"
+        self.retries, self.concurrency = config.retries, config.concurrency
+        self.batch_size = 4 * config.concurrency
+        # Not the address: an endpoint may move while the job goes on.
+        self.identity: dict[str, Any] = {"engine": "openai", "model": config.model, "revision": config.revision}
+        self.key = os.environ.get(KEY, "")
+        self.client = httpx.Client(
+            timeout=config.timeout,
+            limits=httpx.Limits(max_connections=config.concurrency),
+            headers={"Authorization": f"Bearer {self.key}"} if self.key else {},
+        )
+        self.random = random.Random(0)
+
+    def preview(self, prompt: Chat | str) -> tuple[str, int]:
+        text = f"{prompt.system}\n\n{prompt.user}" if isinstance(prompt, Chat) else prompt
+        return text, -(-len(text) // CHARACTERS_PER_TOKEN)
+
+    def chat(
+        self, chats: Sequence[Chat], max_new_tokens: int, grammars: Sequence[NumberList] | None
+    ) -> list[Generation]:
+        """See `LanguageModel`."""
+
+        def ask(row: int, stop: threading.Event) -> Generation:
+            body = {"messages": messages(chats[row]), "max_tokens": max_new_tokens, "temperature": 0, "seed": 0}
+            if grammars is not None:
+                schema = {"name": "intents", "strict": True, "schema": grammars[row].schema}
+                body["response_format"] = {"type": "json_schema", "json_schema": schema}
+            try:
+                reply = self._post("chat/completions", body, stop)
+            except TooLongError:
+                return Generation(None)
+            text = _first(reply, "chat/completions").get("message", {}).get("content") or ""
+            return Generation(text, *_usage(reply))
+
+        return self._at_once(ask, range(len(chats)))
+
+    def score(self, batch: Sequence[Continuations]) -> list[Likelihoods]:
+        """See `LanguageModel`. log P(text | prefix) = log P(prefix + text) − log P(prefix), both echoed."""
+
+        def ask(one: Continuations, stop: threading.Event) -> Likelihoods:
+            prompts = [one.prefix, *(one.prefix + text for text in one.texts)]
+            try:
+                body = {"prompt": prompts, "max_tokens": 0, "echo": True, "logprobs": 1, "temperature": 0}
+                reply = self._post("completions", body, stop)
+            except TooLongError:
+                return Likelihoods(None)
+            sums = np.full(len(prompts), np.nan)
+            for choice in reply.get("choices", []):
+                logprobs = (choice.get("logprobs") or {}).get("token_logprobs") or []
+                if len(logprobs) > 1:  # the first token has none
+                    sums[choice["index"]] = sum(logprobs[1:])
+            if np.isnan(sums).any():
+                raise InputError(
+                    f"--base-url {self.url}: gives no log-probabilities of prompts (completions with echo), which "
+                    "--decode score needs; vllm serve does"
+                )
+            return Likelihoods(sums[1:] - sums[0], *_usage(reply)[:2])
+
+        return self._at_once(ask, batch)
+
+    def _at_once(self, ask: Callable[[T, threading.Event], R], of: Iterable[T]) -> list[R]:
+        """Asks concurrently; the first failure ends the others' waiting."""
+        stop = threading.Event()
+        with ThreadPoolExecutor(self.concurrency) as pool:
+            futures = [pool.submit(ask, one, stop) for one in of]
+            try:
+                return [future.result() for future in futures]
+            except BaseException:
+                stop.set()
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    def _post(self, path: str, body: dict[str, Any], stop: threading.Event) -> dict[str, Any]:
+        """A reply's JSON, after as many tries as it takes.
+
+        Raises:
+          InputError: the endpoint is dead, or refuses.
+          TooLongError: the prompt does not fit.
+        """
+        problem = ""
+        for attempt in range(self.retries + 1):
+            wait = 0.0
+            try:
+                response = self.client.post(f"{self.url}/{path}", json={"model": self.name, **body})
+            except httpx.TransportError as error:
+                problem = f"{type(error).__name__}: {error}"
+            else:
+                problem = f"{response.status_code}: {_reason(response)}"
+                if response.status_code == 200:
+                    try:
+                        return _object(response.json())
+                    except ValueError:
+                        problem = "200 without a JSON object"
+                elif response.status_code not in BUSY and response.status_code < 500:
+                    if response.status_code in {400, 413, 422} and _says_too_long(problem):
+                        raise TooLongError
+                    raise InputError(self._line(path, problem))
+                wait = _seconds(response.headers.get("retry-after"))
+            if attempt < self.retries:
+                pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2**attempt)
+                # Half of the pause at random, so that clients do not come back all at once.
+                if stop.wait(max(min(wait, LONGEST_PAUSE), pause * (0.5 + 0.5 * self.random.random()))):
+                    break
+        raise InputError(self._line(path, f"{problem} (after {attempt + 1} tries)"))
+
+    def _line(self, path: str, problem: str) -> str:
+        hint = f"; set {KEY}" if problem.startswith("401") else ""
+        line = f"--base-url {self.url}: {path}: {problem}{hint}"
+        return line.replace(self.key, "…") if self.key else line
+
+
+def _reason(response: httpx.Response) -> str:
+    """What an endpoint says went wrong, in at most 300 characters."""
+    try:
+        error = response.json()["error"]
+        return str(error["message"] if isinstance(error, dict) else error)[:300]
+    except (ValueError, KeyError, TypeError):
+        return (response.text or response.reason_phrase)[:300]
+
+
+def _says_too_long(problem: str) -> bool:
+    text = problem.lower()
+    return "context" in text and ("length" in text or "window" in text or "size" in text)
+
+
+def _object(reply: Any) -> dict[str, Any]:
+    if not isinstance(reply, dict):
+        raise ValueError
+    return reply
+
+
+def _first(reply: dict[str, Any], path: str) -> dict[str, Any]:
+    choices = reply.get("choices")
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        raise InputError(f"{path}: the endpoint's reply has no choices")
+    return choices[0]
+
+
+def _usage(reply: dict[str, Any]) -> tuple[int, int, int]:
+    """Prompt, cached and output tokens."""
+    usage = reply.get("usage") or {}
+    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
+    return usage.get("prompt_tokens") or 0, cached or 0, usage.get("completion_tokens") or 0
+
+
+def _seconds(text: str | None) -> float:
+    try:
+        return max(0.0, float(text or 0))
+    except ValueError:  # a date
+        return 0.0
