@@ -29,7 +29,7 @@ import numpy as np
 
 from dmsrec_jax.data import SessionDataset
 from dmsrec_jax.errors import InputError
-from dmsrec_jax.files import read_json, read_npy, sha256, staged_folder, write_json, write_npy
+from dmsrec_jax.files import read_json, read_npy, sha256, staged_files, staged_folder, write_json, write_npy
 
 SCHEMA_VERSION = 1
 PARTS = ("train", "test")
@@ -111,20 +111,22 @@ def write_intents(
     *,
     overwrite: bool = False,
 ) -> None:
-    """Writes an intents folder, whole or not at all.
+    """Writes an intents folder; its ``meta.json`` comes last, so a folder without one is not whole.
 
     Args:
-      folder: written anew.
+      folder: may hold other files; they stay.
       intents: of all sessions of both parts.
       dataset: whose sessions they belong to.
       provenance: engine, model, revision, prompt hash, encoder and what else made them; JSON values.
-      overwrite: replace a folder that is there.
+      overwrite: replace intents that are there.
 
     Raises:
-      InputError: the folder exists, or the intents do not fit the dataset or each other.
+      InputError: the folder holds intents, or the intents do not fit the dataset or each other.
     """
+    if (folder / "meta.json").exists() and not overwrite:
+        raise InputError(f"{folder}: holds intents already; give --overwrite to replace them")
     titles = dataset.titles or [""] * (dataset.n_items + 1)
-    with staged_folder(folder, marker="meta.json", overwrite=overwrite) as staged:
+    with staged_files(folder, last="meta.json") as staged:
         arrays = {
             "intent_titles": intents.titles,
             "intent_embeddings": intents.embeddings,

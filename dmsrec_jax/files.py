@@ -66,6 +66,32 @@ def staged_folder(path: Path, *, marker: str, overwrite: bool = False) -> Iterat
         shutil.rmtree(staged, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def staged_files(folder: Path, *, last: str) -> Iterator[Path]:
+    """Yields a temporary folder; on success its files move into ``folder`` beside what is there, on failure it goes.
+
+    The file ``last`` is taken away before the others move and comes after them, so it is there only with all of them.
+    """
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    for torn in folder.glob(".staged.*"):  # of a killed process
+        shutil.rmtree(torn)
+    staged = Path(tempfile.mkdtemp(prefix=".staged.", dir=folder))
+    try:
+        yield staged
+        files = sorted(staged.iterdir(), key=lambda file: file.name == last)
+        for file in files:
+            _sync(file)
+        (folder / last).unlink(missing_ok=True)
+        for file in files:
+            file.replace(folder / file.name)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+        if made:
+            with contextlib.suppress(OSError):  # not empty: it worked
+                folder.rmdir()
+
+
 def _sync(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())

