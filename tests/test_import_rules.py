@@ -34,6 +34,8 @@ MAY_IMPORT = {
     "graphs.py": {"jax", "jaxtyping", "jraph", "numpy"},
     "layers.py": {"flax", "jax", "jaxtyping"},
     "backbones/": {"flax", "jax", "jaxtyping"},
+    "alignment.py": {"jax", "jaxtyping"},
+    "semantics.py": {"flax", "jax", "jaxtyping"},
     "model.py": {"flax", "jax", "jaxtyping"},
     "steps.py": {"flax", "jax", "jaxtyping", "optax"},
     "neighbors.py": {"numpy", "rich", "scipy", "yaml"},
