@@ -20,6 +20,27 @@ segment_softmax = jraph.segment_softmax
 segment_sum = jraph.segment_sum
 
 
+class IntentRows(NamedTuple):
+    """Intents of n sessions and the empty one, beside their graphs; as built by `intents.intent_rows`."""
+
+    offsets: Int[Any, "2n+3"]
+    """CSR with two rows per session: explicit, latent."""
+    ids: Int[Any, "rows"]
+    """Rows of ``embeddings``."""
+    embeddings: Float[Any, "intents d_text"]
+    """float16 or float32; each distinct intent once."""
+
+
+class BatchIntents(NamedTuple):
+    """Intents of a packed batch."""
+
+    ids: Int[Array, "rows"]
+    owner: Int[Array, "rows"]
+    """2 · session for explicit intents, 2 · session + 1 for latent ones; 2B for padding. Ascending."""
+    counts: Int[Array, "B 2"]
+    embeddings: Float[Array, "intents d_text"]
+
+
 class SessionGraphs(NamedTuple):
     """Graphs of n sessions in CSR form, and one empty session at row n that fills incomplete batches.
 
@@ -45,6 +66,7 @@ class SessionGraphs(NamedTuple):
     click_offsets: Int[Any, "n+2"]
     click_nodes: Int[Any, "clicks"]
     targets: Int[Any, "n+1"]
+    intents: IntentRows | None = None
 
     @property
     def n_sessions(self) -> int:
@@ -58,6 +80,7 @@ class Budget(NamedTuple):
     nodes: int
     edges: int
     clicks: int
+    intents: int = 0
 
 
 class Transitions(NamedTuple):
@@ -85,6 +108,7 @@ class SessionBatch(NamedTuple):
     """Clicks per session; 0 where the batch is not full."""
     last_node: Int[Array, "B"]
     target: Int[Array, "B"]
+    intents: BatchIntents | None = None
 
     @property
     def n_sessions(self) -> int:
@@ -95,12 +119,15 @@ class SessionBatch(NamedTuple):
         return segment_sum(values, session, self.n_sessions + 1, indices_are_sorted=True)[:-1]
 
 
-def build_graphs(sessions: Sessions, targets: np.ndarray | None = None) -> SessionGraphs:
+def build_graphs(
+    sessions: Sessions, targets: np.ndarray | None = None, intents: IntentRows | None = None
+) -> SessionGraphs:
     """Builds the graphs of all sessions, without a Python loop.
 
     Args:
       sessions: n sessions of at least one click.
       targets: int32 [n] next clicks; zeros if left out. A `Split` brings its own.
+      intents: of the same sessions.
 
     Returns:
       Arrays of numpy, to be moved to the device once.
@@ -143,6 +170,7 @@ def build_graphs(sessions: Sessions, targets: np.ndarray | None = None) -> Sessi
         click_offsets=offsets(np.asarray(sessions.offsets)),
         click_nodes=local.astype(np.int32),
         targets=np.append(targets, 0).astype(np.int32),
+        intents=intents,
     )
 
 
@@ -165,20 +193,27 @@ def batch_budget(graphs: SessionGraphs, sessions: int, steps: int, devices: int 
     nodes, edges, clicks = (
         largest(np.diff(o)[:-1]) for o in (graphs.node_offsets, graphs.edge_offsets, graphs.click_offsets)
     )
-    return Budget(sessions // devices, _round_up(nodes + 1), _round_up(max(edges, 1)), _round_up(clicks))
+    intents = 0 if graphs.intents is None else largest(np.diff(graphs.intents.offsets[::2])[:-1])
+    fixed = sessions // devices, _round_up(nodes + 1), _round_up(max(edges, 1)), _round_up(clicks)
+    return Budget(*fixed, _round_up(intents))
 
 
 def pad_graphs(graphs: SessionGraphs, budget: Budget) -> SessionGraphs:
-    """Pads the arrays of at most ``budget.sessions`` graphs to the budget's sizes, so that one program serves many."""
+    """Pads the arrays of at most ``budget.sessions`` graphs to the budget's sizes, so that one program serves many.
+
+    The graphs carry no intents.
+    """
 
     sizes = {"node": budget.nodes, "edge": budget.edges, "click": budget.clicks}
     values = {}
     for name, array in graphs._asdict().items():
+        if name == "intents":
+            continue
         if name.endswith("offsets"):
             values[name] = np.pad(array, (0, budget.sessions + 2 - len(array)), mode="edge")
         else:
             values[name] = np.pad(array, (0, sizes.get(name.split("_")[0], budget.sessions + 1) - len(array)))
-    return SessionGraphs(**values)
+    return SessionGraphs(**values, intents=None)
 
 
 def _round_up(size: int, multiple: int = 16) -> int:
@@ -256,7 +291,15 @@ def pack(graphs: SessionGraphs, sessions: Int[Array, "B"], budget: Budget) -> Se
         length=length,
         last_node=jnp.where(length > 0, click_node[last], budget.nodes - 1),
         target=graphs.targets[sessions],
+        intents=None if graphs.intents is None else _pack_intents(graphs.intents, sessions, budget.intents),
     )
+
+
+def _pack_intents(intents: IntentRows, sessions: Int[Array, "B"], total: int) -> BatchIntents:
+    rows = jnp.stack([2 * sessions, 2 * sessions + 1], axis=1).reshape(-1)
+    sizes, owner, at, _ = _ragged(intents.offsets, rows, total)
+    ids = jnp.where(owner < len(rows), _take(intents.ids, at), 0)
+    return BatchIntents(ids, owner, sizes[:-1].reshape(-1, 2), intents.embeddings)
 
 
 def _ragged(offsets: Int[Array, "bounds"], rows: Int[Array, "B"], total: int) -> tuple[jax.Array, ...]:

@@ -1,6 +1,6 @@
 """What at least two backbones share."""
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,31 @@ class Settings(Protocol):
 
     @property
     def n_positions(self) -> int: ...
+
+
+class Constant(nnx.Variable):
+    """Data a model carries but never trains."""
+
+
+class Fixed(nnx.Variable):
+    """What differs from model to model, yet no step changes: switches, and weights the released optimiser misses."""
+
+
+class ReleasedFusion(NamedTuple):
+    """How the released code fuses intents into a backbone that has ``parts``: one linear map [parts ; z_E ; z_L] → d.
+
+    The first part is aligned with the intents.
+    """
+
+    parts: int
+    bias: bool
+    weight: float
+    """The loss weight of the alignment."""
+    dropout: float
+    """On the encoded intents."""
+    trains_projection: bool = False
+    """Whether the optimiser holds the map of the intents."""
+    trains_fusion: bool = True
 
 
 def uniform(d: int) -> nnx.Initializer:

@@ -1,17 +1,21 @@
 """A session model: backbone and scorer, and its loss."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from dmsrec_jax.alignment import ALIGNMENTS, RELEASED_ALIGNMENTS
 from dmsrec_jax.backbones import BACKBONES
 from dmsrec_jax.graphs import SessionBatch
 from dmsrec_jax.item_graph import ItemGraph
-from dmsrec_jax.layers import parameter, unit
+from dmsrec_jax.layers import Constant, parameter, unit
+from dmsrec_jax.semantics import Fused, ReleasedSemantics, Semantics
 
 COSINE_SCALE = 12.0
 """Factor on cosine scores, as in MSGIFSR (Guo et al., WSDM 2022)."""
@@ -29,6 +33,14 @@ class ModelSettings:
     """Clicks read of a session, its last ones; rows of the position table where there is one."""
     n_neighbors: int = 12
     """gcegnn: columns of the global graph."""
+    semantics: str | None = None
+    """paper or released: how intents are fused. None: plain backbone."""
+    d_text: int = 0
+    """Width of encoded intents."""
+    ablation: str = "none"
+    """Intents left out; see `semantics.ABLATIONS`."""
+    d_title: int = 0
+    """Width of encoded titles; 0: items are ids alone."""
 
 
 class Hyper(NamedTuple):
@@ -41,36 +53,98 @@ class Hyper(NamedTuple):
     l2: Any
     dropout_global: Any = None
     dropout_local: Any = None
+    align: Any = None
+    """Place of the alignment in `alignment.ALIGNMENTS`."""
+    align_weight: Any = None
+    """λ of eq. (15)."""
+    alpha: Any = None
+    """Weight of explicit intents, eq. (12)."""
+    beta: Any = None
+    """Weight of latent intents, eq. (12)."""
+    semantic_dropout: Any = None
+    intent_dropout: Any = None
 
 
 class SessionModel(nnx.Module):
-    """Scores all items for the next click: eq. (8) and (13) of the LLM-DMsRec paper."""
+    """Scores all items for the next click: eq. (8) to (15) of the LLM-DMsRec paper."""
 
-    def __init__(self, settings: ModelSettings, item_graph: ItemGraph | None, *, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self,
+        settings: ModelSettings,
+        item_graph: ItemGraph | None,
+        item_text: np.ndarray | None = None,
+        *,
+        rngs: nnx.Rngs,
+    ) -> None:
+        d = settings.d
         self.cosine = settings.score == "cosine"
-        self.items = parameter(settings.d, settings.n_items + 1, settings.d, rngs=rngs)
+        self.items = parameter(d, settings.n_items + 1, d, rngs=rngs)
         self.backbone = BACKBONES[settings.backbone].build(settings, item_graph, rngs)
+        self.semantics: Any = _semantics(settings, rngs)
+        self.released = settings.semantics == "released"
+        self.title_map: Any = None
+        self.item_text: Any = None
+        if item_text is not None:
+            self.title_map = parameter(d, settings.d_title, d, rngs=rngs)
+            self.item_text = Constant(jnp.asarray(item_text, jnp.float16))
 
     def __call__(
-        self, batch: SessionBatch, hyper: Hyper | None = None, key: PRNGKeyArray | None = None
+        self,
+        batch: SessionBatch,
+        hyper: Hyper | None = None,
+        key: PRNGKeyArray | None = None,
+        vectors: Float[Array, "items d"] | None = None,
     ) -> Float[Array, "B items"]:
-        """Logits, [B, n_items + 1]; column = item id, and the padding column is -inf. Dropout only with a key."""
-        scores = self._scores(batch, hyper, key)
+        """Logits, [B, n_items + 1]; column = item id, and the padding column is -inf. Dropout only with a key.
+
+        Many batches may share their `item_vectors`.
+        """
+        vectors = self.item_vectors() if vectors is None else vectors
+        scores = self.score(self.represent(vectors, batch, hyper, key), vectors)
         return jnp.where(jnp.arange(scores.shape[1]) == 0, -jnp.inf, scores)
 
     def loss(
-        self, batch: SessionBatch, hyper: Hyper | None = None, key: PRNGKeyArray | None = None
+        self,
+        batch: SessionBatch,
+        hyper: Hyper,
+        key: PRNGKeyArray | None = None,
+        whole_batch: Callable[[Array], Array] = lambda rows: rows,
     ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        """Sum of the sessions' cross-entropies and their number; see `cross_entropy`."""
-        return cross_entropy(self._scores(batch, hyper, key), batch)
+        """The two terms of eq. (15): the sum of the sessions' cross-entropies, and λ · L_align (0 in a plain backbone).
 
-    def _scores(self, batch: SessionBatch, hyper: Hyper | None, key: PRNGKeyArray | None) -> Float[Array, "B items"]:
+        Args:
+          batch: sessions; empty places count for nothing.
+          hyper: traced settings.
+          key: for dropout.
+          whole_batch: where a batch is shared by devices, makes all its rows of one device's rows: some alignments
+            compare a session with the others of its batch.
+        """
         vectors = self.item_vectors()
-        return self.score(self.represent(vectors, batch, hyper, key), vectors)
+        if self.semantics is None:
+            recommendation, _ = cross_entropy(self.score(self.represent(vectors, batch, hyper, key), vectors), batch)
+            return recommendation, jnp.zeros(())
+        fused = self.fuse(vectors, batch, hyper, key)
+        recommendation, _ = cross_entropy(self.score(fused.z, vectors), batch)
+        explicit, latent = self.align(jax.tree.map(whole_batch, fused), hyper)
+        return recommendation, hyper.align_weight * (hyper.alpha * explicit + hyper.beta * latent)
+
+    def align(self, fused: Fused, hyper: Hyper) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """L_E and L_L of eq. (11), by the alignment that ``hyper`` names."""
+        alignments = tuple((RELEASED_ALIGNMENTS if self.released else ALIGNMENTS).values())
+        which = jnp.asarray(hyper.align, jnp.int32)
+        explicit, latent = (
+            jax.lax.switch(which, alignments, fused.structural, semantic, fused.aligned)
+            for semantic in (fused.explicit, fused.latent)
+        )
+        takes_part = self.semantics.takes_part[...]
+        return takes_part[0] * explicit, takes_part[1] * latent
 
     def item_vectors(self) -> Float[Array, "items d"]:
-        """What clicks are read from and scores are taken with."""
-        return unit(self.items[...]) if self.cosine else self.items[...]
+        """What clicks are read from and scores are taken with; with titles, id embedding + W · title's vector."""
+        vectors = self.items[...]
+        if self.title_map is not None:
+            vectors += self.item_text[...].astype(jnp.float32) @ self.title_map[...]
+        return unit(vectors) if self.cosine else vectors
 
     def represent(
         self,
@@ -80,13 +154,37 @@ class SessionModel(nnx.Module):
         key: PRNGKeyArray | None = None,
     ) -> Float[Array, "B d"]:
         """The session vectors z."""
-        rates = {} if hyper is None else {"dropout_global": hyper.dropout_global, "dropout_local": hyper.dropout_local}
-        return self.backbone(vectors, batch, key=key, **rates)
+        if self.semantics is not None:
+            return self.fuse(vectors, batch, hyper, key).z
+        return self.backbone(vectors, batch, key=key, **_rates(hyper, "dropout_global", "dropout_local"))
+
+    def fuse(
+        self,
+        vectors: Float[Array, "items d"],
+        batch: SessionBatch,
+        hyper: Hyper | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> Fused:
+        """The session vectors z of eq. (9), and the vectors that are aligned."""
+        rates = _rates(hyper, "dropout_global", "dropout_local", "semantic_dropout", "intent_dropout")
+        return self.semantics(self.backbone, vectors, batch, key=key, **rates)
 
     def score(self, z: Float[Array, "B d"], vectors: Float[Array, "items d"]) -> Float[Array, "B items"]:
         """z · Eᵀ, or their cosines × 12, for all rows of the table, the padding row too."""
         z = unit(z) * COSINE_SCALE if self.cosine else z
         return z @ vectors.T
+
+
+def _semantics(settings: ModelSettings, rngs: nnx.Rngs) -> Semantics | None:
+    d, d_text, ablation = settings.d, settings.d_text, settings.ablation
+    if settings.semantics == "released":
+        form = BACKBONES[settings.backbone].RELEASED
+        return ReleasedSemantics(d, d_text, ablation, form, rngs=rngs)
+    return Semantics(d, d_text, ablation, rngs=rngs) if settings.semantics else None
+
+
+def _rates(hyper: Hyper | None, *names: str) -> dict[str, Any]:
+    return {} if hyper is None else {name: getattr(hyper, name) for name in names}
 
 
 def cross_entropy(scores: Float[Array, "B items"], batch: SessionBatch) -> tuple[Float[Array, ""], Float[Array, ""]]:

@@ -42,9 +42,11 @@ class Run:
         return Scorer(self.program, self.dataset.test, self.settings.n_positions).ranks(self.params)
 
 
-def new_model(settings: ModelSettings, item_graph: ItemGraph | None, key: jax.Array) -> tuple[ModelProgram, nnx.State]:
+def new_model(
+    settings: ModelSettings, item_graph: ItemGraph | None, key: jax.Array, item_text: np.ndarray | None = None
+) -> tuple[ModelProgram, nnx.State]:
     """A freshly initialised model, split into program and parameters."""
-    return split_model(SessionModel(settings, item_graph, rngs=nnx.Rngs(params=key)))
+    return split_model(SessionModel(settings, item_graph, item_text, rngs=nnx.Rngs(params=key)))
 
 
 def save_model(

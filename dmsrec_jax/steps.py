@@ -84,6 +84,11 @@ def train_steps(
     def total(tree: Any) -> Any:
         return tree if axis is None else jax.lax.psum(tree, axis)
 
+    def everywhere(rows: Array) -> Array:
+        return rows if axis is None else jax.lax.all_gather(rows, axis, tiled=True)
+
+    devices = total(1)  # each of them adds up the alignment of the whole batch
+
     def step(state: TrainState, sessions: Int[Array, "B"]) -> tuple[TrainState, Float[Array, ""]]:
         batch = pack(graphs, sessions, budget)
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
@@ -92,7 +97,8 @@ def train_steps(
 
         def loss(params: nnx.State) -> Float[Array, ""]:
             model = nnx.merge(graphdef, params, constants)
-            return model.loss(batch, state.hyper, key)[0] / count
+            recommendation, alignment = model.loss(batch, state.hyper, key, everywhere)
+            return recommendation / count + alignment / devices
 
         value, gradients = jax.value_and_grad(loss)(state.params)
         value, gradients = total((value, gradients))
@@ -141,10 +147,11 @@ def eval_ranks(
 ) -> Int[Array, "steps B 2"]:
     """Ranks of all targets in one program; rows of empty places mean nothing."""
     model = nnx.merge(graphdef, params, constants)
+    vectors = model.item_vectors()
 
     def ranks(sessions: Int[Array, "B"]) -> Int[Array, "B 2"]:
         batch = pack(graphs, sessions, budget)
-        return target_ranks(model(batch), batch)
+        return target_ranks(model(batch, vectors=vectors), batch)
 
     return jax.lax.map(ranks, order)
 
@@ -162,10 +169,11 @@ def eval_top(
 ) -> tuple[Int[Array, "steps B k"], Float[Array, "steps B k"]]:
     """The best k items and their logits for each session, best first, in one program."""
     model = nnx.merge(graphdef, params, constants)
+    vectors = model.item_vectors()
 
     def top(sessions: Int[Array, "B"]) -> tuple[Int[Array, "B k"], Float[Array, "B k"]]:
         batch = pack(graphs, sessions, budget)
-        logits = model(batch)
+        logits = model(batch, vectors=vectors)
         scores, items = jax.lax.top_k(without_seen(logits, batch) if exclude_seen else logits, k)
         return items, scores
 

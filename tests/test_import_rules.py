@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "backbones/": {"flax", "jax", "jaxtyping"},
     "alignment.py": {"jax", "jaxtyping"},
     "semantics.py": {"flax", "jax", "jaxtyping"},
-    "model.py": {"flax", "jax", "jaxtyping"},
+    "model.py": {"flax", "jax", "jaxtyping", "numpy"},
     "steps.py": {"flax", "jax", "jaxtyping", "optax"},
     "neighbors.py": {"numpy", "rich", "scipy", "yaml"},
 }
@@ -47,7 +47,7 @@ FLOORS = (
     "files",
     "data",
     "metrics bootstrap graphs item_graph artifacts cli checkpoint parallel",
-    "results layers history",
+    "results layers history intents",
     "backbones semantics alignment",
     "model",
     "steps",

@@ -3,6 +3,8 @@
 As released: one hop of global neighbours with ReLU, raw co-occurrence counts as edge weights, sum of both levels.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -10,7 +12,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from dmsrec_jax.graphs import SessionBatch, segment_softmax, segment_sum
 from dmsrec_jax.item_graph import ItemGraph
-from dmsrec_jax.layers import Settings, dropout, linear, parameter
+from dmsrec_jax.layers import Constant, ReleasedFusion, Settings, dropout, linear, parameter
 
 TORCH_KEYS = {
     "embedding.weight": "items",
@@ -28,11 +30,8 @@ TORCH_KEYS = {
     "agg_gcn_0.w_2": "backbone.global_w_2",
     "agg_gcn_0.w_3": "backbone.global_w_3",
 }
+RELEASED = ReleasedFusion(parts=1, bias=False, weight=0.7, dropout=0.6, trains_fusion=False)
 SLOPE = 0.2
-
-
-class Constant(nnx.Variable):
-    """Data a model carries but never trains."""
 
 
 class GCEGNN(nnx.Module):
@@ -71,6 +70,12 @@ class GCEGNN(nnx.Module):
         local = dropout(self.session_level(h, batch), dropout_local, local_key)
         context = dropout(self.global_level(item_vectors, h, batch), dropout_global, global_key)
         return self.read_out(local + context, batch)  # eq. (11)
+
+    def parts(
+        self, item_vectors: Float[Array, "items d"], batch: SessionBatch, **rates: Any
+    ) -> tuple[Float[Array, "B d"]]:
+        """The session vectors."""
+        return (self(item_vectors, batch, **rates),)
 
     def session_level(self, h: Float[Array, "nodes d"], batch: SessionBatch) -> Float[Array, "nodes d"]:
         """Attention over the session graph with one weight vector per kind of edge, eq. (7) to (9).

@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from dmsrec_jax.graphs import SessionBatch, segment_sum
-from dmsrec_jax.layers import Settings, linear, parameter
+from dmsrec_jax.layers import ReleasedFusion, Settings, linear, parameter
 
 TORCH_KEYS = {
     "embedding.weight": "items",
@@ -34,6 +34,7 @@ TORCH_KEYS = {
     "linear_transform.weight": "backbone.transform.kernel.T",
     "linear_transform.bias": "backbone.transform.bias",
 }
+RELEASED = ReleasedFusion(parts=2, bias=True, weight=0.0, dropout=0.2)
 
 
 class SRGNN(nnx.Module):
@@ -53,8 +54,14 @@ class SRGNN(nnx.Module):
 
     def __call__(self, item_vectors: Float[Array, "items d"], batch: SessionBatch, **_: object) -> Float[Array, "B d"]:
         """Session vectors, [B, d]."""
+        return self.transform(jnp.concatenate(self.parts(item_vectors, batch), axis=1))  # eq. (7)
+
+    def parts(
+        self, item_vectors: Float[Array, "items d"], batch: SessionBatch, **_: object
+    ) -> tuple[Float[Array, "B d"], Float[Array, "B d"]]:
+        """Global attention and last click, [B, d] each."""
         h = self.propagate(item_vectors[batch.graph.nodes], batch)
-        return self.read_out(h, batch)
+        return self.read_out(h, batch), h[batch.last_node]
 
     def propagate(self, h: Float[Array, "nodes d"], batch: SessionBatch) -> Float[Array, "nodes d"]:
         """One gated step, eq. (1) to (5)."""
@@ -80,13 +87,12 @@ class SRGNN(nnx.Module):
         return new + update * (h - new)  # eq. (5)
 
     def read_out(self, h: Float[Array, "nodes d"], batch: SessionBatch) -> Float[Array, "B d"]:
-        """Soft attention against the last click, without softmax, eq. (6) and (7)."""
+        """Soft attention against the last click, without softmax, eq. (6)."""
         last = h[batch.last_node]
         query = jnp.pad(self.w_1(last), ((0, 1), (0, 0)))[batch.node_session]
         alpha = self.w_3(jax.nn.sigmoid(query + self.w_2(h)))  # eq. (6)
         # An item clicked twice counts twice; its clicks share one vector, so the sum runs over nodes.
-        s_global = batch.sum_sessions(alpha * batch.node_clicks[:, None] * h, batch.node_session)
-        return self.transform(jnp.concatenate([s_global, last], axis=1))  # eq. (7)
+        return batch.sum_sessions(alpha * batch.node_clicks[:, None] * h, batch.node_session)
 
 
 def _rows(kernel: nnx.Param, *biases: Any) -> Float[Array, "rows d"]:
