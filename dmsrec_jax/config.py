@@ -7,13 +7,17 @@ from typing import Literal
 Backbone = Literal["srgnn", "gcegnn"]
 Protocol = Literal["default", "paper"]
 Score = Literal["dot", "cosine"]
+Semantics = Literal["paper", "released"]
+Align = Literal["kl", "contrastive", "infonce", "directau", "none"]
+Ablation = Literal["none", "no-latent", "no-explicit"]
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """Train a graph backbone on a dataset folder and score its test set once.
 
-    Without --dataset it trains on the embedded demo catalogue.
+    With --intents it is fused with the intents that `python -m llm_stage.run` read from the sessions' titles. Without
+    --dataset it trains on the embedded demo catalogue.
     """
 
     backbone: Backbone
@@ -52,6 +56,27 @@ class TrainConfig:
     """gcegnn: dropout on the session-graph part."""
     n_neighbors: int = 12
     """gcegnn: neighbours kept per item in the global graph."""
+
+    intents: Path | None = None
+    """Intents folder of this dataset: fuses the backbone with them (LLM-DMsRec). Left out: the plain backbone."""
+    item_text: Path | None = None
+    """Folder of encoded titles made by `python -m llm_stage.encode_items`: item vector = id embedding + W · title."""
+    semantics: Semantics = "paper"
+    """paper: intents projected and fused as the paper's equations say. released: as the published code computes."""
+    align: Align = "kl"
+    """What draws structural and semantic intents together; none leaves the term out, as --align-weight 0 does."""
+    align_weight: float | None = None
+    """λ, the weight of the alignment in the loss; 0.7 if left out, with --semantics released the backbone's own."""
+    alpha: float = 1.0
+    """α, the weight of explicit intents in the alignment."""
+    beta: float = 1.0
+    """β, the weight of latent intents in the alignment."""
+    ablation: Ablation = "none"
+    """Intents to leave out (the paper's Table 3)."""
+    semantic_dropout: float | None = None
+    """Dropout on the encoded intents; 0 if left out, with --semantics released the backbone's own."""
+    intent_dropout: float = 0.0
+    """Share of sessions that training treats as if no LLM had read them, so that `recommend` works without one."""
 
     protocol: Protocol = "default"
     """default: the last 10 % of training sessions choose the epoch and test is scored once.

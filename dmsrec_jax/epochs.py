@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dmsrec_jax.data import Split
-from dmsrec_jax.graphs import batch_budget, build_graphs, stratified_order
+from dmsrec_jax.graphs import IntentRows, batch_budget, build_graphs, stratified_order
 from dmsrec_jax.parallel import Devices
 from dmsrec_jax.steps import ModelProgram, TrainState, train_steps
 
@@ -24,7 +24,14 @@ class EpochProgram:
     """Training sessions on the devices, and the one compiled program that trains an epoch on them."""
 
     def __init__(
-        self, rows: Split, batch_size: int, program: ModelProgram, devices: Devices, key: jax.Array, console: Console
+        self,
+        rows: Split,
+        batch_size: int,
+        program: ModelProgram,
+        devices: Devices,
+        key: jax.Array,
+        console: Console,
+        intents: IntentRows | None = None,
     ) -> None:
         """Builds the graphs and moves them to the devices.
 
@@ -35,8 +42,9 @@ class EpochProgram:
           devices: where to train.
           key: PRNG key of the epochs' orders.
           console: where progress is shown.
+          intents: of the same sessions.
         """
-        graphs = build_graphs(rows)
+        graphs = build_graphs(rows, intents=intents)
         batches = -(-len(rows) // batch_size)
         reports = min(REPORTS, key=lambda n: (-batches % n, -n)) if batches >= REPORTS.stop else 1
         self.steps = -(-batches // reports) * reports

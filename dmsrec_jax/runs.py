@@ -1,6 +1,6 @@
 """The run folder: what a trained or imported model leaves behind, and how to load it again.
 
-model.json     model settings, and the dataset's path, name and hash
+model.json     model settings, the dataset's path, name and hash, and the path of the intents
 model/         parameters and constants (orbax)
 config.yaml    the settings of the command that made it
 results.json, ranks.npy, metrics.jsonl, checkpoints/: see `results` and `train`
@@ -16,10 +16,12 @@ import numpy as np
 import yaml
 from flax import nnx
 
+from dmsrec_jax.artifacts import read_intents
 from dmsrec_jax.checkpoint import load_arrays, save_arrays
 from dmsrec_jax.data import SessionDataset
 from dmsrec_jax.errors import InputError
 from dmsrec_jax.files import read_json, staged_file, write_json
+from dmsrec_jax.intents import intent_rows
 from dmsrec_jax.item_graph import ItemGraph
 from dmsrec_jax.model import ModelSettings, SessionModel
 from dmsrec_jax.results import dataset_identity
@@ -36,10 +38,34 @@ class Run:
     dataset: SessionDataset
     program: ModelProgram
     params: nnx.State
+    intents: Path | None
+    """The intents folder a fused model was trained with."""
+
+    def scorer(self, part: str, intents: Path | None = None) -> Scorer:
+        """The sessions of a part of the dataset, ready to be scored.
+
+        Args:
+          part: train or test.
+          intents: where a fused model's intents are now; the recorded path if left out.
+
+        Raises:
+          InputError: a fused model's intents are missing or do not fit.
+        """
+        rows = None
+        if self.settings.semantics:
+            folder = intents or self.intents
+            if folder is None:
+                raise InputError(f"{self.path}: a fused model; --intents is due")
+            read = read_intents(folder, self.dataset)
+            width = read.embeddings.shape[1]
+            if width != self.settings.d_text:
+                raise InputError(f"{folder}: vectors of width {width}; {self.path} takes {self.settings.d_text}")
+            rows = intent_rows(getattr(read, part), read.embeddings)
+        return Scorer(self.program, getattr(self.dataset, part), self.settings.n_positions, rows)
 
     def score_test(self) -> np.ndarray:
         """Ranks of the test targets, int32 [n_test, 2]."""
-        return Scorer(self.program, self.dataset.test, self.settings.n_positions).ranks(self.params)
+        return self.scorer("test").ranks(self.params)
 
 
 def new_model(
@@ -50,11 +76,18 @@ def new_model(
 
 
 def save_model(
-    path: Path, settings: ModelSettings, dataset: SessionDataset, program: ModelProgram, params: nnx.State
+    path: Path,
+    settings: ModelSettings,
+    dataset: SessionDataset,
+    program: ModelProgram,
+    params: nnx.State,
+    intents: Path | None = None,
 ) -> None:
     """Writes ``model/`` and then ``model.json``, whose presence says that the model is whole."""
     save_arrays(path / "model", _arrays(program, params))
-    write_json(path / "model.json", {"settings": dataclasses.asdict(settings), "dataset": dataset_identity(dataset)})
+    recorded = None if intents is None else str(intents.absolute())
+    description = {"dataset": dataset_identity(dataset), "intents": recorded}
+    write_json(path / "model.json", {"settings": dataclasses.asdict(settings), **description})
 
 
 def load_run(path: Path, dataset: Path | None = None) -> Run:
@@ -76,19 +109,21 @@ def load_run(path: Path, dataset: Path | None = None) -> Run:
         opened = SessionDataset.load(dataset or Path(recorded["path"]))
         if opened.hash != recorded["hash"]:
             raise InputError(f"{opened.path}: not the dataset {path} was trained on ({recorded['name']}, by hash)")
-        sizes = (settings.d, settings.n_positions, settings.n_neighbors)
+        intents = Path(description["intents"]) if description.get("intents") else None
+        sizes = (settings.d, settings.n_positions, settings.n_neighbors, settings.d_text + 1, settings.d_title + 1)
         if settings.n_items != opened.n_items or not all(isinstance(size, int) and size > 0 for size in sizes):
             raise ValueError
+        titles = np.zeros((settings.n_items + 1, settings.d_title), np.float16) if settings.d_title else None
         empty = np.zeros((settings.n_items + 1, settings.n_neighbors))
         graph = ItemGraph(empty.astype(np.int32), empty.astype(np.float32))
-        program, params = new_model(settings, graph, jax.random.key(0))
+        program, params = new_model(settings, graph, jax.random.key(0), titles)
     except (KeyError, TypeError, ValueError):
         raise InputError(f"{path / 'model.json'}: not the description of a model") from None
     arrays = load_arrays(path / "model", _arrays(program, params))
     nnx.replace_by_pure_dict(params, arrays["params"])
     if "constants" in arrays:
         nnx.replace_by_pure_dict(program.constants, arrays["constants"])
-    return Run(path, settings, opened, program, params)
+    return Run(path, settings, opened, program, params, intents)
 
 
 def write_config(path: Path, config: Any) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from dmsrec_jax.data.dataset import Sessions
-from dmsrec_jax.graphs import batch_budget, build_graphs, fixed_order
+from dmsrec_jax.graphs import IntentRows, batch_budget, build_graphs, fixed_order
 from dmsrec_jax.steps import ModelProgram, eval_ranks, eval_top
 
 BATCH = 256
@@ -24,15 +24,18 @@ Progress = Callable[[int], None]
 class Scorer:
     """Sessions on the device, ready to be scored with any parameters of one model."""
 
-    def __init__(self, program: ModelProgram, sessions: Sessions, n_positions: int) -> None:
+    def __init__(
+        self, program: ModelProgram, sessions: Sessions, n_positions: int, intents: IntentRows | None = None
+    ) -> None:
         """Moves the sessions' graphs to the device.
 
         Args:
           program: the model.
           sessions: n sessions; a `Split` where ranks are wanted.
           n_positions: keep that many last clicks of a session.
+          intents: of the same sessions; a fused model without any goes through its "no intent" vectors.
         """
-        graphs = build_graphs(sessions.last(n_positions))
+        graphs = build_graphs(sessions.last(n_positions), intents=intents)
         order = fixed_order(graphs, min(BATCH, max(len(sessions), 1)))
         self._program = program
         self._budget = batch_budget(graphs, order.shape[1], len(order))

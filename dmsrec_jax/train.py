@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +14,12 @@ from rich.console import Console
 from dmsrec_jax import cli
 from dmsrec_jax.checkpoint import Checkpoints
 from dmsrec_jax.config import TrainConfig
-from dmsrec_jax.data import SessionDataset, Sessions, Split
+from dmsrec_jax.data import SessionDataset, Split
 from dmsrec_jax.data.demo import demo_dataset
-from dmsrec_jax.data.splits import validation_split
 from dmsrec_jax.epochs import EpochProgram
 from dmsrec_jax.errors import InputError
 from dmsrec_jax.files import staged_folder
+from dmsrec_jax.graphs import IntentRows
 from dmsrec_jax.history import (
     History,
     best_epoch,
@@ -29,10 +30,9 @@ from dmsrec_jax.history import (
     write_metrics,
     write_tensorboard,
 )
-from dmsrec_jax.item_graph import build_item_graph
 from dmsrec_jax.metrics import summarise
-from dmsrec_jax.model import Hyper, ModelSettings
 from dmsrec_jax.parallel import Devices
+from dmsrec_jax.recipe import check_flags, hyper, item_graph, model_settings, parts, provenance, read_artifacts
 from dmsrec_jax.results import dataset_identity, print_results, write_ranks, write_results
 from dmsrec_jax.runs import new_model, save_model, write_config
 from dmsrec_jax.scoring import Scorer
@@ -40,30 +40,30 @@ from dmsrec_jax.steps import TrainState, initial_state, learning_rate
 
 console = Console(markup=False, highlight=False)
 
-AT_LEAST = dict.fromkeys(("batch_size", "epochs", "patience", "lr_decay_every", "d", "n_neighbors"), 1) | dict.fromkeys(
-    ("lr", "lr_decay", "lr_first_decay", "l2", "dropout_global", "dropout_local", "validation_fraction", "seed"), 0
-)
-BELOW = {"dropout_global": 1, "dropout_local": 1, "validation_fraction": 1, "seed": 2**32}
-"""Numbers that flags accept."""
-
 
 def train(config: TrainConfig) -> None:
     """Trains one model and writes its run folder."""
-    check_ranges(config)
+    check_flags(config)
     if config.tensorboard:
         summary_writer()
     dataset = SessionDataset.load(config.dataset) if config.dataset else demo_dataset(Path("datasets"))
+    inputs = read_artifacts(config, dataset)
     run = open_run_folder(config, dataset)
     if run is None:
         return
-    rows, valid, sessions = split(config, dataset)
-    settings = model_settings(config, dataset)
-    graph = build_item_graph(sessions, dataset.n_items, config.n_neighbors) if config.backbone == "gcegnn" else None
+    (rows, intents), valid, test, sessions = parts(config, inputs)
+    identities = inputs.hashes(config)
+    settings = model_settings(config, inputs)
+    graph = item_graph(config, dataset, sessions)
     init_key, dropout_key, order_key = jax.random.split(jax.random.key(config.seed), 3)
-    program, params = new_model(settings, graph, init_key)
+    program, params = new_model(settings, graph, init_key, inputs.item_text)
     devices = Devices(config.devices, config.batch_size)
-    epoch_program = EpochProgram(rows, config.batch_size, program, devices, order_key, console)
-    judge = Scorer(program, dataset.test if valid is None else valid, settings.n_positions)
+    epoch_program = EpochProgram(rows, config.batch_size, program, devices, order_key, console, intents)
+
+    def judge_of(sessions: Split, intents: IntentRows | None) -> Scorer:
+        return Scorer(program, sessions, settings.n_positions, intents)
+
+    judge = judge_of(*(test if valid is None else valid))
 
     state = initial_state(params, hyper(config), dropout_key)
     best = params
@@ -72,8 +72,7 @@ def train(config: TrainConfig) -> None:
     saved = checkpoints.latest({"state": state, "best": best}) if config.resume else None
     if saved:
         _, trees, notes = saved
-        if notes.get("dataset") != dataset.hash:
-            raise InputError(f"--resume {run}: began on another dataset than {dataset.path}, by hash")
+        check_same_inputs(run, config, notes, identities)
         state, best, history = TrainState(*trees["state"]), trees["best"], notes["history"]
         console.print(f"{run}: goes on after epoch {len(history)}")
     write_metrics(run, history)
@@ -103,21 +102,21 @@ def train(config: TrainConfig) -> None:
         )
         if best_epoch(history) == epoch + 1:
             best = on_host.params
-        notes = {"history": history, "dataset": dataset.hash}
+        notes = {"history": history, **identities}
         checkpoints.save(epoch + 1, {"state": on_host, "best": best}, notes)
         write_metrics(run, history)
         console.print(epoch_line(history[-1], config.epochs), soft_wrap=True)
     checkpoints.close()
 
-    save_model(run, settings, dataset, program, best)
-    if valid is not None:
-        judge = Scorer(program, dataset.test, settings.n_positions)
-    ranks = judge.ranks(best)
+    save_model(run, settings, dataset, program, best, config.intents)
+    ranks = (judge if valid is None else judge_of(*test)).ranks(best)
     results = {
         "test": summarise(ranks) if valid is not None else best_of_each(history),
         "protocol": config.protocol,
         "model": config.backbone,
         "dataset": dataset_identity(dataset),
+        "intents": provenance(config.intents),
+        "item_text": provenance(config.item_text),
         "seed": config.seed,
         "epochs": len(history),
         "best_epoch": best_epoch(history),
@@ -125,21 +124,16 @@ def train(config: TrainConfig) -> None:
         "train_seconds": sum(entry["seconds"] for entry in history),
         "compile_seconds": compile_seconds,
     }
+    named = {f"{config.backbone} on {dataset.name}": results}
+    if config.intents:  # what the same model does for a visitor whom no LLM has read
+        results["test_no_intent"] = summarise(judge_of(dataset.test, None).ranks(best))
+        named["without intents at test"] = {"test": results["test_no_intent"]}
     write_ranks(run, ranks)
     if config.tensorboard:
         write_tensorboard(run, history)
     write_results(run, results)
-    print_results({f"{config.backbone} on {dataset.name}": results}, console)
+    print_results(named, console)
     console.print(f"run folder: {run}")
-
-
-def check_ranges(config: TrainConfig) -> None:
-    """Refuses numbers that no run can be made with."""
-    for name, least in AT_LEAST.items():
-        value, limit = getattr(config, name), BELOW.get(name, math.inf)
-        if value is not None and not least <= value < limit:
-            bounds = f"at least {least}" + (f" and below {limit}" if name in BELOW else "")
-            raise InputError(f"--{name.replace('_', '-')} {value}: {bounds} is due")
 
 
 def open_run_folder(config: TrainConfig, dataset: SessionDataset) -> Path | None:
@@ -149,7 +143,14 @@ def open_run_folder(config: TrainConfig, dataset: SessionDataset) -> Path | None
         raise InputError(f"--out {run}: exists and is not a folder")
     # What comes back through --config must neither resume nor overwrite.
     kept = dataclasses.replace(
-        config, dataset=dataset.path.absolute(), out=run, config=None, resume=False, overwrite=False
+        config,
+        dataset=dataset.path.absolute(),
+        intents=config.intents and config.intents.absolute(),
+        item_text=config.item_text and config.item_text.absolute(),
+        out=run,
+        config=None,
+        resume=False,
+        overwrite=False,
     )
     if config.resume and (run / "config.yaml").is_file():
         check_same_settings(run, config)
@@ -167,7 +168,7 @@ def open_run_folder(config: TrainConfig, dataset: SessionDataset) -> Path | None
 
 def check_same_settings(run: Path, config: TrainConfig) -> None:
     """Refuses to go on with other settings than the run began with."""
-    free = {"out", "config", "dataset", "resume", "overwrite", "tensorboard", "devices"}
+    free = {"out", "config", "dataset", "intents", "item_text", "resume", "overwrite", "tensorboard", "devices"}
     begun = cli.read_yaml(run / "config.yaml")
     for field in dataclasses.fields(config):
         if field.name not in free and begun.get(field.name) != getattr(config, field.name):
@@ -177,37 +178,12 @@ def check_same_settings(run: Path, config: TrainConfig) -> None:
             )
 
 
-def split(config: TrainConfig, dataset: SessionDataset) -> tuple[Split, Split | None, Sessions]:
-    """Training rows, validation rows (none under the paper's protocol), and the sessions of the global graph."""
-    if config.protocol == "paper":
-        return dataset.train, None, dataset.sessions
-    return validation_split(dataset, config.validation_fraction)
-
-
-def model_settings(config: TrainConfig, dataset: SessionDataset) -> ModelSettings:
-    return ModelSettings(
-        config.backbone,
-        dataset.n_items,
-        config.d,
-        config.score,
-        dataset.longest,
-        config.n_neighbors,
-    )
-
-
-def hyper(config: TrainConfig) -> Hyper:
-    """The traced settings; a dropout of 0 is left out of the program."""
-    first = config.lr_decay_every if config.lr_first_decay is None else config.lr_first_decay
-    uses_dropout = config.backbone == "gcegnn"
-    return Hyper(
-        config.lr,
-        config.lr_decay,
-        config.lr_decay_every,
-        first,
-        config.l2,
-        (config.dropout_global or None) if uses_dropout else None,
-        (config.dropout_local or None) if uses_dropout else None,
-    )
+def check_same_inputs(run: Path, config: TrainConfig, notes: dict[str, Any], identities: dict[str, Any]) -> None:
+    """Refuses to go on with other data than the run began with."""
+    for name, identity in identities.items():
+        if notes.get(name) != identity:
+            flag = "--" + name.replace("_", "-")
+            raise InputError(f"--resume {run}: began on another {flag} than {getattr(config, name)}, by hash")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

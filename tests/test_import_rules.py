@@ -53,6 +53,7 @@ FLOORS = (
     "steps",
     "scoring epochs",
     "runs",
+    "recipe",
     "prepare train evaluate candidates sweep recommend report neighbors import_torch",
 )
 """A module imports from lower floors only; a package may also import from itself."""

@@ -25,8 +25,7 @@ from dmsrec_jax.runs import new_model
 from dmsrec_jax.steps import initial_state
 from rich.console import Console
 from dmsrec_jax.epochs import EpochProgram
-from dmsrec_jax.train import hyper, model_settings
-from dmsrec_jax.item_graph import build_item_graph
+from dmsrec_jax.recipe import hyper, item_graph, model_settings, parts, read_artifacts
 
 dataset, arrays = SessionDataset.load(sys.argv[1]), {}
 for count in (1, 4):

@@ -1,0 +1,164 @@
+"""From a training command's flags to the data, the model and the traced settings of a run."""
+
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dmsrec_jax.alignment import ALIGNMENTS
+from dmsrec_jax.artifacts import Intents, read_intents, read_item_text
+from dmsrec_jax.backbones import BACKBONES
+from dmsrec_jax.config import TrainConfig
+from dmsrec_jax.data import SessionDataset, Sessions, Split
+from dmsrec_jax.data.splits import validation_split
+from dmsrec_jax.errors import InputError
+from dmsrec_jax.files import read_json, sha256
+from dmsrec_jax.graphs import IntentRows
+from dmsrec_jax.intents import intent_rows
+from dmsrec_jax.item_graph import ItemGraph, build_item_graph
+from dmsrec_jax.layers import ReleasedFusion
+from dmsrec_jax.model import Hyper, ModelSettings
+
+ALIGN_WEIGHT = 0.7
+"""λ where neither a flag nor the released code gives one: that of the GCE-GNN in the paper's tables and figures."""
+
+AT_LEAST = dict.fromkeys(("batch_size", "epochs", "patience", "lr_decay_every", "d", "n_neighbors"), 1) | dict.fromkeys(
+    ("lr", "lr_decay", "lr_first_decay", "l2", "dropout_global", "dropout_local", "validation_fraction", "seed"), 0
+)
+AT_LEAST |= dict.fromkeys(("align_weight", "alpha", "beta", "semantic_dropout", "intent_dropout"), 0)
+BELOW = {"dropout_global": 1, "dropout_local": 1, "validation_fraction": 1, "seed": 2**32}
+BELOW |= {"semantic_dropout": 1, "intent_dropout": 1}
+"""Numbers that flags accept."""
+
+FUSED_FLAGS = ("semantics", "align", "align_weight", "alpha", "beta", "ablation", "semantic_dropout", "intent_dropout")
+"""What means nothing without --intents."""
+
+
+class Inputs(NamedTuple):
+    """What a run reads."""
+
+    dataset: SessionDataset
+    intents: Intents | None
+    item_text: np.ndarray | None
+
+    def hashes(self, config: TrainConfig) -> dict[str, str | None]:
+        """By flag, what says whether a resumed run still reads the same."""
+        folders = {"intents": config.intents, "item_text": config.item_text}
+        hashes = {name: None if folder is None else sha256(folder / "meta.json") for name, folder in folders.items()}
+        return {"dataset": self.dataset.hash} | hashes
+
+
+class Parts(NamedTuple):
+    """The sessions that train, validate and test, each with its intents where there are any."""
+
+    train: tuple[Split, IntentRows | None]
+    valid: tuple[Split, IntentRows | None] | None
+    """None under the paper's protocol."""
+    test: tuple[Split, IntentRows | None]
+    sessions: Sessions
+    """Whole sessions of the training part, for the global graph."""
+
+
+def check_flags(config: TrainConfig) -> None:
+    """Refuses numbers that no run can be made with, and flags that would do nothing."""
+    for name, least in AT_LEAST.items():
+        value, limit = getattr(config, name), BELOW.get(name, math.inf)
+        if value is not None and not least <= value < limit:
+            bounds = f"at least {least}" + (f" and below {limit}" if name in BELOW else "")
+            raise InputError(f"{_flag(name)} {value}: {bounds} is due")
+    plain = TrainConfig(config.backbone)
+    for name in FUSED_FLAGS if config.intents is None else ():
+        if getattr(config, name) != getattr(plain, name):
+            raise InputError(f"{_flag(name)} {getattr(config, name)}: needs --intents")
+    if config.semantics == "released":
+        released(config)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def read_artifacts(config: TrainConfig, dataset: SessionDataset) -> Inputs:
+    """Reads and checks what --intents and --item-text name."""
+    intents = read_intents(config.intents, dataset) if config.intents else None
+    item_text = read_item_text(config.item_text, dataset) if config.item_text else None
+    return Inputs(dataset, intents, item_text)
+
+
+def provenance(folder: Path | None) -> dict[str, Any] | None:
+    """How results refer to an artifact."""
+    if folder is None:
+        return None
+    return {"path": str(folder.absolute()), "provenance": read_json(folder / "meta.json")["provenance"]}
+
+
+def parts(config: TrainConfig, inputs: Inputs) -> Parts:
+    """Training, validation and test rows. The validation rows are the last ones, none under the paper's protocol."""
+    dataset, intents = inputs.dataset, inputs.intents
+
+    def with_intents(split: Split, name: str, first: int = 0) -> tuple[Split, IntentRows | None]:
+        if intents is None:
+            return split, None
+        return split, intent_rows(getattr(intents, name), intents.embeddings, first + np.arange(len(split)))
+
+    rows, valid, sessions = dataset.train, None, dataset.sessions
+    if config.protocol == "default":
+        rows, valid, sessions = validation_split(dataset, config.validation_fraction)
+    return Parts(
+        with_intents(rows, "train"),
+        with_intents(valid, "train", len(rows)) if valid is not None else None,
+        with_intents(dataset.test, "test"),
+        sessions,
+    )
+
+
+def item_graph(config: TrainConfig, dataset: SessionDataset, sessions: Sessions) -> ItemGraph | None:
+    """The global graph of whole training sessions, for backbones that read it."""
+    return build_item_graph(sessions, dataset.n_items, config.n_neighbors) if config.backbone == "gcegnn" else None
+
+
+def model_settings(config: TrainConfig, inputs: Inputs) -> ModelSettings:
+    intents, item_text = inputs.intents, inputs.item_text
+    return ModelSettings(
+        config.backbone,
+        inputs.dataset.n_items,
+        config.d,
+        config.score,
+        inputs.dataset.longest,
+        config.n_neighbors,
+        semantics=None if intents is None else config.semantics,
+        d_text=0 if intents is None else intents.embeddings.shape[1],
+        ablation=config.ablation,
+        d_title=0 if item_text is None else item_text.shape[1],
+    )
+
+
+def hyper(config: TrainConfig) -> Hyper:
+    """The traced settings; a dropout of 0 is left out of the program."""
+    first = config.lr_decay_every if config.lr_first_decay is None else config.lr_first_decay
+    found = Hyper(config.lr, config.lr_decay, config.lr_decay_every, first, config.l2)
+    if config.backbone == "gcegnn":
+        found = found._replace(dropout_global=config.dropout_global or None, dropout_local=config.dropout_local or None)
+    if config.intents is None:
+        return found
+    weight, dropout = config.align_weight, config.semantic_dropout
+    if config.semantics == "released":
+        form = released(config)
+        weight, dropout = (form.weight if weight is None else weight), (form.dropout if dropout is None else dropout)
+    return found._replace(
+        align=list(ALIGNMENTS).index(config.align),
+        align_weight=ALIGN_WEIGHT if weight is None else weight,
+        alpha=config.alpha,
+        beta=config.beta,
+        semantic_dropout=dropout or None,
+        intent_dropout=config.intent_dropout or None,
+    )
+
+
+def released(config: TrainConfig) -> ReleasedFusion:
+    """How the released code fuses this backbone."""
+    form = getattr(BACKBONES[config.backbone], "RELEASED", None)
+    if form is None:
+        raise InputError(f"--semantics released: the released code has no fused {config.backbone}")
+    return form
