@@ -12,6 +12,10 @@ Align = Literal["kl", "contrastive", "infonce", "directau", "none"]
 Ablation = Literal["none", "no-latent", "no-explicit"]
 
 
+DEVICE_DATA_MB = 2048.0
+"""Most MB (2^20 bytes) of session graphs kept on a device; larger ones are streamed."""
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Train a graph backbone on a dataset folder and score its test set once.
@@ -87,6 +91,8 @@ class TrainConfig:
     """Seed of initial values, batches and dropout."""
     devices: int | None = None
     """Devices to train on (data parallel); all that jax sees if left out."""
+    device_data_mb: float = DEVICE_DATA_MB
+    """Session graphs of more MB than this stay on the host and are sent ahead in chunks; results are the same."""
 
     resume: bool = False
     """Go on from the last checkpoint of --out."""

@@ -11,7 +11,9 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from dmsrec_jax.config import DEVICE_DATA_MB
 from dmsrec_jax.data import Split
+from dmsrec_jax.feed import GraphFeed
 from dmsrec_jax.graphs import IntentRows, batch_budget, build_graphs, stratified_order
 from dmsrec_jax.parallel import Devices
 from dmsrec_jax.steps import ModelProgram, TrainState, train_steps
@@ -32,8 +34,9 @@ class EpochProgram:
         key: jax.Array,
         console: Console,
         intents: IntentRows | None = None,
+        device_data_mb: float = DEVICE_DATA_MB,
     ) -> None:
-        """Builds the graphs and moves them to the devices.
+        """Builds the graphs and moves them to the devices, or has them streamed.
 
         Args:
           rows: training sessions.
@@ -43,16 +46,18 @@ class EpochProgram:
           key: PRNG key of the epochs' orders.
           console: where progress is shown.
           intents: of the same sessions.
+          device_data_mb: see `GraphFeed`; without effect on the results.
         """
         graphs = build_graphs(rows, intents=intents)
         batches = -(-len(rows) // batch_size)
         reports = min(REPORTS, key=lambda n: (-batches % n, -n)) if batches >= REPORTS.stop else 1
         self.steps = -(-batches // reports) * reports
-        self._reports, self._devices, self._key, self._n = reports, devices, key, len(rows)
-        self._console = console
+        self._devices, self._key, self._n, self._console = devices, key, len(rows), console
         budget = batch_budget(graphs, batch_size, self.steps, devices.count)
         self._program = devices.compile_training(train_steps, graphdef=program.graphdef, budget=budget)
-        self._constants, self._graphs = devices.put(program.constants), devices.put(graphs)
+        self._constants = devices.put(program.constants)
+        self._feed = GraphFeed(graphs, budget, devices, device_data_mb)
+        self._chunks = self._feed.chunk_count(self.steps, reports)
         self._order = jax.jit(
             partial(
                 stratified_order,
@@ -63,15 +68,15 @@ class EpochProgram:
         )
 
     def orders(self, epoch: int) -> list[np.ndarray]:
-        """This epoch's sessions: one int32 [steps, B] (or [devices, steps, B / devices]) per report."""
+        """This epoch's sessions: one int32 [steps, B] (or [devices, steps, B / devices]) per chunk."""
         order = np.asarray(self._order(jax.random.fold_in(self._key, epoch)))
-        return [self._devices.shares(part) for part in np.split(order, self._reports)]
+        return [self._devices.shares(part) for part in np.split(order, self._chunks)]
 
     def compile(self, state: TrainState) -> float:
         """Compiles ahead of the first step; returns the seconds it took."""
         started = time.perf_counter()
-        order = jnp.asarray(self.orders(0)[0])
-        self._program = self._program.lower(self._constants, state, self._graphs, order, jnp.asarray(0)).compile()
+        graphs, order = next(self._feed.chunks(self.orders(0)[:1]))
+        self._program = self._program.lower(self._constants, state, graphs, order, jnp.asarray(0)).compile()
         return time.perf_counter() - started
 
     def run(self, state: TrainState, epoch: int) -> tuple[TrainState, float]:
@@ -80,10 +85,9 @@ class EpochProgram:
         with _progress_bar(self._console) as bar:
             task = bar.add_task(f"epoch {epoch + 1}", total=self._n, rate="", loss="")
             started, done = time.perf_counter(), 0
-            for part in self.orders(epoch):
-                state, values = self._program(
-                    self._constants, state, self._graphs, jnp.asarray(part), jnp.asarray(epoch)
-                )
+            parts = self.orders(epoch)
+            for part, (graphs, order) in zip(parts, self._feed.chunks(parts), strict=True):
+                state, values = self._program(self._constants, state, graphs, order, jnp.asarray(epoch))
                 losses += self._devices.get(values).tolist()
                 done += int((part < self._n).sum())
                 rate = f"{done / (time.perf_counter() - started):,.0f} sessions/s"

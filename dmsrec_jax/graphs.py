@@ -199,11 +199,7 @@ def batch_budget(graphs: SessionGraphs, sessions: int, steps: int, devices: int 
 
 
 def pad_graphs(graphs: SessionGraphs, budget: Budget) -> SessionGraphs:
-    """Pads the arrays of at most ``budget.sessions`` graphs to the budget's sizes, so that one program serves many.
-
-    The graphs carry no intents.
-    """
-
+    """Pads the arrays of at most ``budget.sessions`` graphs to the budget's sizes, so that one program serves many."""
     sizes = {"node": budget.nodes, "edge": budget.edges, "click": budget.clicks}
     values = {}
     for name, array in graphs._asdict().items():
@@ -213,7 +209,11 @@ def pad_graphs(graphs: SessionGraphs, budget: Budget) -> SessionGraphs:
             values[name] = np.pad(array, (0, budget.sessions + 2 - len(array)), mode="edge")
         else:
             values[name] = np.pad(array, (0, sizes.get(name.split("_")[0], budget.sessions + 1) - len(array)))
-    return SessionGraphs(**values, intents=None)
+    intents = graphs.intents and graphs.intents._replace(
+        offsets=np.pad(graphs.intents.offsets, (0, 2 * budget.sessions + 3 - len(graphs.intents.offsets)), mode="edge"),
+        ids=np.pad(graphs.intents.ids, (0, budget.intents - len(graphs.intents.ids))),
+    )
+    return SessionGraphs(**values, intents=intents)
 
 
 def _round_up(size: int, multiple: int = 16) -> int:

@@ -33,6 +33,8 @@ class Devices:
         if batch_size % self.count:
             raise InputError(f"--batch-size {batch_size}: not a multiple of the {self.count} devices")
         self._devices = available[: self.count]
+        mesh = jax.sharding.Mesh(np.array(self._devices), (AXIS,))
+        self._parts = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
 
     def put(self, tree: Any) -> Any:
         """Copies a pytree to every device."""
@@ -41,6 +43,10 @@ class Devices:
         stacked = jax.tree.map(lambda x: np.stack([np.asarray(x)] * self.count), tree)
         # pmap refuses a tree without arrays, such as the constants of a model that has none.
         return jax.pmap(lambda x: x, devices=self._devices)(stacked) if jax.tree.leaves(tree) else tree
+
+    def scatter(self, tree: Any) -> Any:
+        """Sends each device its own part: arrays [devices, ...], as of `shares`; whole arrays where there is one."""
+        return jax.device_put(tree, self._devices[0] if self.count == 1 else self._parts)
 
     def get(self, tree: Any) -> Any:
         """One device's copy of a pytree, on the host."""

@@ -26,7 +26,7 @@ ALIGN_WEIGHT = 0.7
 AT_LEAST = dict.fromkeys(("batch_size", "epochs", "patience", "lr_decay_every", "d", "n_neighbors"), 1) | dict.fromkeys(
     ("lr", "lr_decay", "lr_first_decay", "l2", "dropout_global", "dropout_local", "validation_fraction", "seed"), 0
 )
-AT_LEAST |= dict.fromkeys(("align_weight", "alpha", "beta", "semantic_dropout", "intent_dropout"), 0)
+AT_LEAST |= dict.fromkeys(("align_weight", "alpha", "beta", "semantic_dropout", "intent_dropout", "device_data_mb"), 0)
 BELOW = {"dropout_global": 1, "dropout_local": 1, "validation_fraction": 1, "seed": 2**32}
 BELOW |= {"semantic_dropout": 1, "intent_dropout": 1}
 """Numbers that flags accept."""

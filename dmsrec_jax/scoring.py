@@ -5,12 +5,14 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from dmsrec_jax.config import DEVICE_DATA_MB
 from dmsrec_jax.data.dataset import Sessions
-from dmsrec_jax.graphs import IntentRows, batch_budget, build_graphs, fixed_order
+from dmsrec_jax.feed import GraphFeed
+from dmsrec_jax.graphs import IntentRows, SessionGraphs, batch_budget, build_graphs, fixed_order
+from dmsrec_jax.parallel import Devices
 from dmsrec_jax.steps import ModelProgram, eval_ranks, eval_top
 
 BATCH = 256
@@ -22,18 +24,24 @@ Progress = Callable[[int], None]
 
 
 class Scorer:
-    """Sessions on the device, ready to be scored with any parameters of one model."""
+    """Sessions ready to be scored on one device with any parameters of one model."""
 
     def __init__(
-        self, program: ModelProgram, sessions: Sessions, n_positions: int, intents: IntentRows | None = None
+        self,
+        program: ModelProgram,
+        sessions: Sessions,
+        n_positions: int,
+        intents: IntentRows | None = None,
+        device_data_mb: float = DEVICE_DATA_MB,
     ) -> None:
-        """Moves the sessions' graphs to the device.
+        """Builds the sessions' graphs and moves them to the device, or has them streamed.
 
         Args:
           program: the model.
           sessions: n sessions; a `Split` where ranks are wanted.
           n_positions: keep that many last clicks of a session.
           intents: of the same sessions; a fused model without any goes through its "no intent" vectors.
+          device_data_mb: see `GraphFeed`; without effect on the results.
         """
         graphs = build_graphs(sessions.last(n_positions), intents=intents)
         order = fixed_order(graphs, min(BATCH, max(len(sessions), 1)))
@@ -41,12 +49,12 @@ class Scorer:
         self._budget = batch_budget(graphs, order.shape[1], len(order))
         self._n = len(sessions)
         self._order = order
-        self._graphs = jax.tree.map(jnp.asarray, graphs)
+        self._feed = GraphFeed(graphs, self._budget, Devices(1, BATCH), device_data_mb)
         self._ranks = jax.jit(partial(eval_ranks, graphdef=program.graphdef, budget=self._budget))
 
     def ranks(self, params: nnx.State) -> np.ndarray:
         """Ranks of the targets, int32 [n, 2]: raw, and with seen items excluded (see `metrics`)."""
-        return self._collect(partial(self._ranks, self._program.constants, params, self._graphs), lambda _: None)
+        return self._collect(partial(self._ranks, self._program.constants, params), lambda _: None)
 
     def top(self, params: nnx.State, k: int, *, exclude_seen: bool, progress: Progress) -> np.ndarray:
         """The best ``k`` items of each session, best first, int32 [n, k].
@@ -59,18 +67,19 @@ class Scorer:
         """
         static: dict[str, Any] = {"graphdef": self._program.graphdef, "budget": self._budget}
         program = jax.jit(partial(eval_top, k=k, exclude_seen=exclude_seen, **static))
-        return self._collect(lambda o: program(self._program.constants, params, self._graphs, o)[0], progress)
+        return self._collect(lambda *chunk: program(self._program.constants, params, *chunk)[0], progress)
 
-    def _collect(self, program: Callable[[jax.Array], jax.Array], progress: Progress) -> np.ndarray:
+    def _collect(self, program: Callable[[SessionGraphs, jax.Array], jax.Array], progress: Progress) -> np.ndarray:
         """Runs ``program`` over equal chunks of the order and puts its rows back in the sessions' own order."""
         steps, batch = self._order.shape
         chunks = -(-steps // CHUNK)
         padded = np.full((chunks * -(-steps // chunks), batch), self._n, np.int32)
         padded[:steps] = self._order
         rows = []
-        for chunk in np.split(padded, chunks):
-            rows.append(np.asarray(program(jnp.asarray(chunk))).reshape(chunk.size, -1))
-            progress(int((chunk < self._n).sum()))
+        parts = np.split(padded, chunks)
+        for part, (graphs, order) in zip(parts, self._feed.chunks(parts), strict=True):
+            rows.append(np.asarray(program(graphs, order)).reshape(part.size, -1))
+            progress(int((part < self._n).sum()))
         result = np.empty((self._n + 1, rows[0].shape[1]), np.int32)
         result[padded.reshape(-1)] = np.concatenate(rows)
         return result[:-1]

@@ -58,10 +58,12 @@ def train(config: TrainConfig) -> None:
     init_key, dropout_key, order_key = jax.random.split(jax.random.key(config.seed), 3)
     program, params = new_model(settings, graph, init_key, inputs.item_text)
     devices = Devices(config.devices, config.batch_size)
-    epoch_program = EpochProgram(rows, config.batch_size, program, devices, order_key, console, intents)
+    epoch_program = EpochProgram(
+        rows, config.batch_size, program, devices, order_key, console, intents, config.device_data_mb
+    )
 
     def judge_of(sessions: Split, intents: IntentRows | None) -> Scorer:
-        return Scorer(program, sessions, settings.n_positions, intents)
+        return Scorer(program, sessions, settings.n_positions, intents, config.device_data_mb)
 
     judge = judge_of(*(test if valid is None else valid))
 
@@ -168,7 +170,8 @@ def open_run_folder(config: TrainConfig, dataset: SessionDataset) -> Path | None
 
 def check_same_settings(run: Path, config: TrainConfig) -> None:
     """Refuses to go on with other settings than the run began with."""
-    free = {"out", "config", "dataset", "intents", "item_text", "resume", "overwrite", "tensorboard", "devices"}
+    free = {"out", "config", "dataset", "intents", "item_text", "resume", "overwrite", "tensorboard"}
+    free |= {"devices", "device_data_mb"}
     begun = cli.read_yaml(run / "config.yaml")
     for field in dataclasses.fields(config):
         if field.name not in free and begun.get(field.name) != getattr(config, field.name):

@@ -47,7 +47,7 @@ FLOORS = (
     "files",
     "data",
     "metrics bootstrap graphs item_graph artifacts cli checkpoint parallel",
-    "results layers history intents",
+    "results layers history intents feed",
     "backbones semantics alignment",
     "model",
     "steps",
