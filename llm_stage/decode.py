@@ -38,7 +38,7 @@ def llm_engine(model: LanguageModel, config: RunConfig, dataset: SessionDataset)
     Raises:
       InputError: the data set has no titles, or the prompt template does not fit.
     """
-    ways = {"structured": Structured, "free": Free, "score": Score}
+    ways: dict[str, type[Structured | Free | Score]] = {"structured": Structured, "free": Free, "score": Score}
     return ways[config.decode](model, config, dataset)
 
 

@@ -20,7 +20,7 @@ class ChatTokenizer:
 
         gguf: dict[str, Any] = {"gguf_file": weights.gguf} if weights.gguf else {}
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(
                 weights.source, revision=weights.hub_revision, trust_remote_code=False, **gguf
             )
         except Exception as error:  # transformers raises many kinds

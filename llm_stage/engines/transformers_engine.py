@@ -198,7 +198,7 @@ class TransformersModel:
     @functools.cached_property
     def _pieces(self) -> dict[int, str]:
         """Tokens that can be part of a list of numbers, and what they stand for."""
-        tokens = self.tokenizer.tokenizer.convert_ids_to_tokens(range(len(self.tokenizer.tokenizer)))
+        tokens = self.tokenizer.tokenizer.convert_ids_to_tokens(list(range(len(self.tokenizer.tokenizer))))
         pieces = {i: token.replace("Ġ", " ").replace("▁", " ") for i, token in enumerate(tokens) if token}
         return {i: piece for i, piece in pieces.items() if set(piece) <= set("0123456789[], ")}
 

