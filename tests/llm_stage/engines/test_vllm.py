@@ -19,10 +19,9 @@ from llm_stage.engines.language_model import Continuations
 from llm_stage.prompts import Chat
 from tests.llm_stage.engines.catalogue import TITLES, questions, settings, share_that_fits
 
-with_vllm = [
-    pytest.mark.vllm,
-    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed; make test-vllm has it"),
-]
+with_vllm = pytest.mark.skipif(
+    importlib.util.find_spec("vllm") is None, reason="vllm is not installed; make test-vllm has it"
+)
 PATIENCE = 300
 """Seconds until a server answers."""
 
@@ -68,10 +67,10 @@ class TestVllm:
             assert answer.output_tokens > 0
 
     def test_prompts_that_do_not_fit_are_none(self, tiny_vllm):
-        answers = tiny_vllm.chat([Chat("", "word " * 3000), Chat("", "word")], 4, None)
+        answers = tiny_vllm.chat([Chat("", "word " * 5000), Chat("", "word")], 4, None)
         assert answers[0].text is None
         assert answers[1].text is not None
-        assert tiny_vllm.score([Continuations("word " * 3000, ["x"])])[0].log_likelihoods is None
+        assert tiny_vllm.score([Continuations("word " * 5000, ["x"])])[0].log_likelihoods is None
 
     def test_scores_are_those_of_transformers_cached_or_not(self, catalogue, tiny_vllm, tiny_qwen2):
         from llm_stage.engines.transformers_engine import TransformersModel
@@ -127,7 +126,7 @@ class TestServer:
         from llm_stage.engines.openai_engine import OpenAIModel
 
         model = OpenAIModel(settings(catalogue, "openai", model="tiny", base_url=server))
-        assert model.chat([Chat("", "word " * 3000)], 4, None)[0].text is None
+        assert model.chat([Chat("", "word " * 5000)], 4, None)[0].text is None
         unknown = OpenAIModel(settings(catalogue, "openai", model="other", base_url=server))
         with pytest.raises(InputError, match="404"):
             unknown.chat([Chat("", "word")], 4, None)

@@ -11,7 +11,7 @@ TEMPLATE = (
 
 
 def write_tiny_qwen2(folder: Path) -> Path:
-    """Two layers, 64 dimensions, positions up to 2,048, random weights of a fixed seed."""
+    """Two layers, 64 dimensions, positions up to 4,096, random weights of a fixed seed."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
@@ -36,7 +36,7 @@ def write_tiny_qwen2(folder: Path) -> Path:
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,
-        max_position_embeddings=2048,
+        max_position_embeddings=4096,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
