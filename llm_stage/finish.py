@@ -11,7 +11,7 @@ from rich.progress import Progress
 from dmsrec_jax.artifacts import Intents, SessionIntents, write_intents
 from dmsrec_jax.data import SessionDataset
 from dmsrec_jax.errors import InputError
-from dmsrec_jax.files import read_json, write_json
+from dmsrec_jax.files import read_json, staged_files, write_json
 from llm_stage.config import IntentsConfig
 from llm_stage.encoder import load_encoder, stored
 from llm_stage.intents import classify, gather, part_of, spread
@@ -84,8 +84,9 @@ def finish(
         vectors = encoder.encode(named.titles.tolist(), lambda n: bar.advance(task, n))
     embeddings = stored(vectors, config.embedding_dtype, encoder)
     report = summarise(answers, named, picks, space, label) | {"encoded": encoder.encoded, "pace": dict(pace or {})}
-    write_json(out / "report.json", report)
-    write_figure(out / "intents.png", report, dataset.name)
+    with staged_files(out, last="report.json") as staged:
+        write_json(staged / "report.json", report)
+        write_figure(staged / "intents.png", report, dataset.name)
     parts = {
         part: SessionIntents(
             part_of(named.explicit, start, stop), part_of(named.latent, start, stop), space.candidates[start:stop]

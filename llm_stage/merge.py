@@ -12,7 +12,7 @@ from dmsrec_jax.artifacts import read_candidates
 from dmsrec_jax.data import SessionDataset
 from dmsrec_jax.errors import InputError
 from llm_stage.config import MergeConfig
-from llm_stage.encoder import check_encoder
+from llm_stage.encoder import find_encoder
 from llm_stage.engines.base import Answer
 from llm_stage.finish import finish, is_finished
 from llm_stage.questions import data_identity, row_space
@@ -27,7 +27,7 @@ def merge(config: MergeConfig) -> None:
     console = Console(markup=False, highlight=False)
     dataset = SessionDataset.load(config.dataset)
     space = row_space(dataset, read_candidates(config.candidates, dataset))
-    check_encoder(config.encoder)
+    find_encoder(config.encoder)
     identity, label, answers = read_shards(config.shards)
     here = data_identity(dataset, config.candidates)
     if differences := differing({key: identity.get(key) for key in here}, here):

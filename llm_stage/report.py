@@ -9,7 +9,6 @@ from rich.table import Table
 
 from dmsrec_jax.data import Sessions
 from dmsrec_jax.errors import InputError
-from dmsrec_jax.files import staged_file
 from llm_stage.intents import COUNTS, Answers, Named, part_of, spread
 from llm_stage.questions import RowSpace
 
@@ -94,8 +93,8 @@ def print_report(report: dict[str, Any], console: Console) -> None:
         train, test = (parts[part][key] for part in ("train", "test"))
         if train > LEAKAGE * test:
             console.print(
-                f"{key.replace('_', ' ')}: train {100 * train:.2f} %, test {100 * test:.2f} %. The model that chose "
-                "the candidates has seen the training targets, so training intents tell more than test intents will.",
+                f"{key.replace('_', ' ')}: train {100 * train:.2f} %, test {100 * test:.2f} %: a hint of leakage, as "
+                "where the model that chose the candidates was trained on these very targets.",
                 soft_wrap=True,
             )
 
@@ -124,5 +123,5 @@ def write_figure(path: Path, report: dict[str, Any], dataset: str) -> None:
         axes.set(title=part, xlabel="intents", ylabel="sessions")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend()
-    with mpl.rc_context({"font.family": "DejaVu Sans"}), staged_file(path) as staged:
-        figure.savefig(staged, format="png", dpi=120)
+    with mpl.rc_context({"font.family": "DejaVu Sans"}):
+        figure.savefig(path, format="png", dpi=120)

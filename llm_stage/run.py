@@ -13,7 +13,7 @@ from dmsrec_jax.artifacts import read_candidates
 from dmsrec_jax.data import SessionDataset
 from dmsrec_jax.errors import InputError
 from llm_stage.config import RunConfig
-from llm_stage.encoder import check_encoder
+from llm_stage.encoder import find_encoder
 from llm_stage.engines.base import Answer, Engine, Questions
 from llm_stage.finish import finish, is_finished
 from llm_stage.questions import RowSpace, data_identity, row_space, shard_of
@@ -44,7 +44,7 @@ def run(config: RunConfig) -> None:
     asked = shard_of(space.order, config.shard)
     if config.dry_run:
         return dry_run(config, engine, space, asked, console)
-    check_encoder(config.encoder)
+    find_encoder(config.encoder)
     identity = data_identity(dataset, config.candidates) | {"engine": engine.identity}
     if is_finished(config.out, config, identity):
         console.print(f"{config.out}: finished already", soft_wrap=True)

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import IO, Any, NamedTuple
 
 from dmsrec_jax.errors import InputError
-from dmsrec_jax.files import read_json, write_json
+from dmsrec_jax.files import read_json, staged_files, write_json
 from llm_stage.engines.base import Answer
 
 FILE_BYTES = 1 << 26
@@ -132,7 +132,8 @@ def _check_identity(folder: Path, identity: dict[str, Any]) -> None:
     if not path.exists():
         if (folder / "index").exists():
             raise InputError(f"{path}: missing, so nobody knows what the answers beside it are of")
-        write_json(path, identity)
+        with staged_files(folder, last=path.name) as staged:
+            write_json(staged / path.name, identity)
         _sync_folder(folder)
     if differences := differing(read_json(path), identity):
         key, there, here = differences[0]
@@ -142,7 +143,7 @@ def _check_identity(folder: Path, identity: dict[str, Any]) -> None:
 def differing(there: Any, here: Any, key: str = "") -> list[tuple[str, str, str]]:
     """Dotted keys in which two JSON values differ, with both values as JSON."""
     if isinstance(there, dict) and isinstance(here, dict):
-        keys = sorted(there.keys() | here.keys())
+        keys = dict.fromkeys([*there, *here])
         return [d for k in keys for d in differing(there.get(k), here.get(k), f"{key}.{k}".lstrip("."))]
     return [] if there == here else [(key or "identity", json.dumps(there), json.dumps(here))]
 

@@ -1,0 +1,195 @@
+import json
+
+import numpy as np
+import pytest
+
+from dmsrec_jax.artifacts import read_candidates, read_intents
+from dmsrec_jax.errors import InputError
+from llm_stage.engines.base import Answer
+from llm_stage.merge import main as merge
+from llm_stage.questions import row_space
+from llm_stage.run import main
+from tests.conftest import write_tiny
+from tests.llm_stage.conftest import contents, write_random_candidates
+
+
+@pytest.fixture
+def flags(tiny, candidates):
+    return ("--dataset", tiny.path, "--candidates", candidates, "--engine", "retrieval")
+
+
+@pytest.fixture
+def call(flags, faked):
+    return lambda *argv: main([str(word) for word in (*flags, *argv)])
+
+
+@pytest.fixture
+def whole(call, tmp_path):
+    """A finished run."""
+    call("--out", tmp_path / "whole")
+    return tmp_path / "whole"
+
+
+def test_the_intents_are_what_the_engine_named(whole, tiny, candidates, faked):
+    """Against the engine asked row by row, with plain Python sets."""
+    intents = read_intents(whole, tiny)
+    space = row_space(tiny, read_candidates(candidates, tiny))
+    engine = faked.__new__(faked)
+    for part, rows, shift in ((intents.train, tiny.train, 0), (intents.test, tiny.test, space.n_train)):
+        np.testing.assert_array_equal(part.candidates, space.candidates[shift : shift + len(rows)])
+        for row in range(len(rows)):
+            picks = engine.name(space.questions(np.array([shift + row])), 0).picks
+            named = list(dict.fromkeys(tiny.titles[item] for item in picks if tiny.titles[item]))
+            own = {tiny.titles[item] for item in rows[row]}
+
+            def found(lists, row=row):
+                return intents.titles[lists.ids[lists.offsets[row] : lists.offsets[row + 1]]].tolist()
+
+            assert found(part.explicit) == [title for title in named if title in own]
+            assert found(part.latent) == [title for title in named if title not in own]
+    meta = json.loads((whole / "meta.json").read_text())["provenance"]
+    assert meta["engine_label"] == "fake"
+    assert meta["answers"]["engine"]["engine"] == "fake"
+    assert (whole / "intents.png").read_bytes().startswith(b"\x89PNG")
+
+
+def state(folder):
+    files = (file for file in folder.rglob("*") if file.is_file())
+    return {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in files}
+
+
+def test_a_finished_run_is_left_alone(whole, call, faked, capsys):
+    before = state(whole)
+    faked.hook = staticmethod(lambda questions: pytest.fail("asked again"))
+    call("--out", whole)
+    assert "finished already" in capsys.readouterr().out
+    assert state(whole) == before
+
+
+def test_a_limit_stops_and_is_gone_on_from(whole, call, tmp_path, capsys):
+    out = tmp_path / "limited"
+    for _ in range(2):  # the second finds them answered
+        call("--out", out, "--limit", 40)
+        assert "40 of" in capsys.readouterr().out
+        assert not (out / "meta.json").exists()
+    call("--out", out)
+    assert contents(out) == contents(whole)
+
+
+def test_an_engine_that_dies_leaves_what_it_answered(whole, call, faked, refused, flags, tmp_path):
+    calls = []
+
+    def dies(questions):
+        calls.append(len(questions.candidates))
+        if len(calls) == 6:
+            raise InputError("http://localhost:1: refused")
+
+    faked.hook = staticmethod(dies)
+    line = refused(main, *flags, "--out", tmp_path / "dead")
+    assert "localhost:1: refused (20 of" in line
+    assert "goes on from there" in line
+    calls.clear()
+    faked.hook = staticmethod(lambda questions: calls.append(len(questions.candidates)))
+    call("--out", tmp_path / "dead")
+    assert contents(tmp_path / "dead") == contents(whole)
+    assert sum(calls) == len(list((whole / "answers/00000.jsonl").open())) - 20
+
+
+def test_finished_rows_keep_their_answers_though_the_engine_changes_its_mind(call, faked, monkeypatch, tmp_path):
+    out = tmp_path / "out"
+    call("--out", out, "--limit", 30)
+    before = (out / "answers/00000.jsonl").read_bytes()
+    monkeypatch.setattr(faked, "name", lambda self, questions, row: Answer((int(questions.candidates[row, 0]),), "new"))
+    call("--out", out)
+    after = (out / "answers/00000.jsonl").read_bytes()
+    assert after.startswith(before)
+    assert b'"new"' not in after[: len(before)]
+    assert b'"new"' in after[len(before) :]
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_nothing_else_is_mixed_in(call, faked, refused, flags, tiny, tmp_path, finished):
+    out = tmp_path / "out"
+    call("--out", out, *(() if finished else ("--limit", 5)))
+    before = contents(out)
+    other = write_tiny(tmp_path / "other", seed=4)
+    for change, key in (
+        (("--model", "another"), "engine.model"),
+        (("--max-intents", 7), "engine.limits.m"),
+        (("--candidates", write_random_candidates(tmp_path / "c", tiny, seed=1)), "candidates.train"),
+        (("--dataset", other.path, "--candidates", write_random_candidates(tmp_path / "o", other)), "dataset"),
+    ):
+        assert key in refused(main, *flags, "--out", out, *change)
+    if finished:
+        assert "pooling" in refused(main, *flags, "--out", out, "--pooling", "released")
+    else:
+        assert "shard" in refused(main, *flags, "--out", out, "--shard", "1/2")
+    assert contents(out) == before
+
+
+def test_shards_merged_are_the_single_run(whole, call, flags, tmp_path, refused):
+    shards = [tmp_path / f"shard-{i}" for i in (1, 2, 3)]
+    for i, shard in enumerate(shards, 1):
+        call("--out", shard, "--shard", f"{i}/3")
+        assert not (shard / "meta.json").exists()
+    given = flags[:4]
+    line = refused(merge, *given, "--out", tmp_path / "m", "--shards", *shards[:2])
+    assert "answered in none" in line
+    assert "answers row" in refused(merge, *given, "--out", tmp_path / "m", "--shards", *shards, shards[1])
+    assert not (tmp_path / "m").exists()
+    merge([str(word) for word in (*given, "--out", tmp_path / "m", "--shards", *shards)])
+    names = {name for name in contents(whole) if name != "answers/index"}  # batches differ in size
+    assert {name: contents(tmp_path / "m")[name] for name in names} == {name: contents(whole)[name] for name in names}
+    # the merged folder is a finished run
+    call("--out", tmp_path / "m")
+
+
+def test_shards_of_different_models_are_not_merged(call, flags, tmp_path, refused):
+    call("--out", tmp_path / "1", "--shard", "1/2")
+    call("--out", tmp_path / "2", "--shard", "2/2", "--model", "another")
+    line = refused(merge, *flags[:4], "--out", tmp_path / "m", "--shards", tmp_path / "1", tmp_path / "2")
+    assert 'engine.model "another"' in line
+
+
+def test_answers_can_be_classified_anew(whole, flags, tiny, tmp_path):
+    out = tmp_path / "again"
+    argv = (*flags[:4], "--out", out, "--shards", whole, "--explicit-rule", "candidates")
+    merge([str(word) for word in argv])
+    by_session, by_candidates = read_intents(whole, tiny).test, read_intents(out, tiny).test
+    assert len(by_candidates.latent.ids) < len(by_session.latent.ids)
+    assert len(by_candidates.latent.ids) + len(by_candidates.explicit.ids) == len(by_session.latent.ids) + len(
+        by_session.explicit.ids
+    )
+
+
+def test_a_dry_run_asks_and_writes_nothing(call, faked, tmp_path, capsys):
+    faked.hook = staticmethod(lambda questions: pytest.fail("asked"))
+    call("--out", tmp_path / "out", "--dry-run")
+    printed = capsys.readouterr().out
+    assert "a prompt of 7 tokens" in printed
+    assert "estimate from" in printed
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("answers", [[], [Answer((999,))] * 4, [Answer((1, 1))] * 4])
+def test_an_engine_cannot_invent_items(faked, refused, flags, tmp_path, monkeypatch, answers):
+    monkeypatch.setattr(faked, "answer", lambda self, questions: answers)
+    line = refused(main, *flags, "--out", tmp_path / "out")
+    assert "fake: " in line
+    assert "(0 of" in line
+
+
+@pytest.mark.parametrize(
+    ("argv", "complaint"),
+    [
+        (("--limit", 0), "--limit 0"),
+        (("--max-intents", -1), "--max-intents -1"),
+        (("--shard", "5/3"), "--shard 5/3"),
+        (("--candidates", "nowhere"), "nowhere/candidates.json"),
+        (("--dataset", "nowhere"), "nowhere/meta.json"),
+        (("--out", "pyproject.toml"), "not a folder"),
+    ],
+)
+def test_bad_flags_are_one_line(faked, refused, flags, tmp_path, argv, complaint):
+    assert complaint in refused(main, *flags, "--out", tmp_path / "out", *argv)
+    assert not (tmp_path / "out").exists()
