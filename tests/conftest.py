@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dmsrec_jax.artifacts import IntentLists, Intents, SessionIntents, write_intents, write_item_text
 from dmsrec_jax.data import SessionDataset, Sessions
 from dmsrec_jax.data.samples import prefixes
 from dmsrec_jax.data.write import Prepared, write_dataset
@@ -42,6 +43,26 @@ def write_tiny(path: Path, seed: int = 0) -> SessionDataset:
     return write_dataset(prepared, path, name="tiny", provenance={"source": "test"})
 
 
+def random_intents(rng: np.random.Generator, n_sessions: int, n_intents: int) -> SessionIntents:
+    """0 to 2 explicit and 0 to 3 latent intents a session, so that some have none at all."""
+
+    def lists(most: int) -> IntentLists:
+        offsets = np.append(0, np.cumsum(rng.integers(0, most + 1, n_sessions))).astype(np.int32)
+        return IntentLists(offsets, rng.integers(0, n_intents, offsets[-1], dtype=np.int32))
+
+    return SessionIntents(lists(2), lists(3), rng.integers(1, N_ITEMS + 1, (n_sessions, 4), dtype=np.int32))
+
+
+def write_tiny_intents(path: Path, dataset: SessionDataset, seed: int = 0, d_text: int = 12) -> Path:
+    """Intents of a data set: 20 distinct ones, with random vectors."""
+    rng = np.random.default_rng(seed)
+    embeddings = rng.normal(size=(20, d_text)).astype(np.float16)
+    parts = {name: random_intents(rng, len(getattr(dataset, name)), 20) for name in ("train", "test")}
+    intents = Intents(np.array([f"Intent {i}" for i in range(20)]), embeddings, **parts)
+    write_intents(path, intents, dataset, {"engine": "test"})
+    return path
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Tests run on the CPU and keep compiled programs, for each other and for the next time."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -52,6 +73,22 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> SessionDataset:
     return write_tiny(tmp_path_factory.mktemp("data") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_intents(tiny: SessionDataset, tmp_path_factory) -> Path:
+    return write_tiny_intents(tmp_path_factory.mktemp("data") / "intents", tiny)
+
+
+@pytest.fixture(scope="session")
+def tiny_titles(tiny: SessionDataset, tmp_path_factory) -> Path:
+    """Encoded titles: alike for the twins, none for the last item."""
+    path = tmp_path_factory.mktemp("data") / "titles"
+    vectors = np.random.default_rng(5).normal(size=(N_ITEMS + 1, 6)).astype(np.float32)
+    vectors[-2] = vectors[-3]
+    vectors[[0, -1]] = 0
+    write_item_text(path, vectors, tiny, {"encoder": "test"})
+    return path
 
 
 @pytest.fixture
