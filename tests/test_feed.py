@@ -63,7 +63,7 @@ def test_sessions_are_taken_in_the_order_given():
 @pytest.mark.parametrize("limit", [0, 1e-3, 5e-3, 1])
 def test_chunks_stay_within_the_limit(limit):
     graphs = build_graphs(random_sessions(5, 400))
-    size = sum(array.nbytes for array in graphs)
+    size = sum(array.nbytes for array in jax.tree.leaves(graphs))
     feed = GraphFeed(graphs, Budget(4, 64, 64, 64), Devices(1, 4), limit)
     assert feed.streams == (size > limit * 2**20)
     for steps, wanted in ((100, 5), (101, 1), (6, 6)):
