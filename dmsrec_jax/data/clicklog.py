@@ -20,6 +20,7 @@ from dmsrec_jax.errors import InputError
 _EXTRA = "\0"
 """Column that catches what a line holds beyond the header's fields."""
 _BATCH = 500_000
+_BLOCK = 1 << 22
 _REASONS = {
     1: "more fields than the header has",
     2: "no session",
@@ -90,12 +91,12 @@ def _read_clicks(config: PrepareLog, bad: BadRows) -> tuple[Clicks, pl.Series]:
             raise InputError(f"{config.raw}: no column {name!r} (--{flag}-col); {_listed(columns)}")
     session, item = (pl.col(name).cast(pl.String) for name in (config.session_col, config.item_col))
     time = _microseconds(log, config.time_col, columns[config.time_col])
-    extra = pl.col(_EXTRA).is_not_null() if _EXTRA in columns else pl.lit(False)
+    extra = pl.col("row").is_in(_wide_rows(config, len(columns) - 1).implode()) if _EXTRA in columns else pl.lit(False)
     no_text = session.str.contains("\ufffd", literal=True) | item.str.contains("\ufffd", literal=True)
     reason = pl.when(extra).then(1).when(_empty(session)).then(2).when(_empty(item)).then(3)
     query = (
         log.with_row_index("row")
-        .filter(~pl.all_horizontal(pl.col(list(columns)).is_null()))
+        .filter(extra | ~pl.all_horizontal(pl.col(list(columns)).is_null()))
         .select(
             "row",
             session.cast(pl.Categorical(pl.Categories.random())).alias("session"),
@@ -144,6 +145,34 @@ def scan_text(path: Path, columns: list[str], separator: str, *, header: bool, q
         truncate_ragged_lines=True,
         glob=False,
     )
+
+
+def _wide_rows(config: PrepareLog, n_fields: int) -> pl.Series:
+    """Data rows (from 0) of a CSV with more than ``n_fields`` fields; to polars an empty extra field is as none."""
+    separator = _separator(getattr(config, "separator", ","))
+    wide, row, in_line = [np.zeros(0, np.int64)], -1, 0
+    with config.raw.open("rb") as blocks:
+        for block in iter(partial(blocks.read, _BLOCK), b""):
+            if b'"' in block:
+                return pl.Series(_wide_quoted_rows(config.raw, separator, n_fields), dtype=pl.UInt32)
+            content = np.frombuffer(block, np.uint8)
+            ends, separators = (np.flatnonzero(content == ord(mark)) for mark in ("\n", separator))
+            before = np.append(-in_line, np.searchsorted(separators, ends))
+            wide.append(row + np.flatnonzero(np.diff(before) >= n_fields))
+            row, in_line = row + len(ends), len(separators) - int(before[-1])
+    if in_line >= n_fields:
+        wide.append(np.array([row]))
+    return pl.Series(np.concatenate(wide), dtype=pl.UInt32)
+
+
+def _wide_quoted_rows(path: Path, separator: str, n_fields: int) -> list[int]:
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
+        try:
+            return [
+                row for row, fields in enumerate(csv.reader(file, delimiter=separator), -1) if len(fields) > n_fields
+            ]
+        except csv.Error:  # what polars then says is better
+            return []
 
 
 def _separator(flag: str) -> str:

@@ -143,6 +143,11 @@ BAD = {  # added as the log's second data row: an editor's line 3
     "s9,a,1e15": "no time",
     "s9,a,2020-01-01": "no time",
     "s9,a,5,x,y": "more fields",
+    "s9,a,5,x,": "more fields",
+    "s9,a,5,,": "more fields",
+    "s9,a,5,,,y": "more fields",
+    's9,a,5,"x\ny",': "more fields",
+    ",,,,": "more fields",
     "s1,c,11,": "the session has an earlier row of the same time",
 }
 
@@ -156,6 +161,18 @@ def test_bad_rows_are_named_or_counted(tmp_path, row):
     prepared = read_log(config(tmp_path, text, skip_bad_rows=True))
     assert prepared.notes[0].startswith(f"log.csv: bad rows skipped: 1, the first in line 3: {BAD[row]}")
     assert rows(prepared.sessions) == [[2, 1, 3], [2, 1], [2, 3]]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", ""])
+def test_an_empty_extra_field_in_a_file_without_quotes(tmp_path, monkeypatch, end):
+    """Whatever blocks the file is read in, and with the last line unended."""
+    lines = ["session_id,item_id,timestamp", *(",".join(fields[:3]) for fields in PLAIN), "s5,b,60,"]
+    text = (end or "\n").join(lines) + end
+    for size in (1, 7, 1 << 22):
+        monkeypatch.setattr("dmsrec_jax.data.clicklog._BLOCK", size)
+        with pytest.raises(InputError, match=r"log\.csv: line 13: more fields"):
+            read_log(config(tmp_path, text))
+        assert rows(read_log(config(tmp_path, text, skip_bad_rows=True)).sessions) == [[2, 1, 3], [2, 1], [2, 3]]
 
 
 def test_line_numbers_count_lines_inside_quotes(tmp_path):
