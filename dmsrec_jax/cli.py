@@ -3,8 +3,9 @@
 import contextlib
 import dataclasses
 import io
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, get_type_hints
 
@@ -15,6 +16,13 @@ from dmsrec_jax.errors import InputError
 
 C = TypeVar("C")
 
+MEMORY_FLAGS = ("batch_size", "d", "n_neighbors", "device_data_mb")
+"""Settings that decide how much memory a command takes."""
+
+
+class Terminated(BaseException):
+    """SIGTERM, as `KeyboardInterrupt` is SIGINT: whatever is half-written gets cleaned up on the way out."""
+
 
 def run(
     command: Callable[[Any], None],
@@ -23,7 +31,7 @@ def run(
     *,
     prog: str,
 ) -> None:
-    """Parses ``argv`` into ``config`` and calls ``command`` with it; exits 2 with one line on bad input.
+    """Parses ``argv`` into ``config`` and calls ``command``; exits 2 with one line on bad input or lack of memory.
 
     Args:
       command: called with the parsed dataclass.
@@ -33,7 +41,8 @@ def run(
     """
     name = prog.rsplit(".", 1)[-1]
     try:
-        command(parse(config, sys.argv[1:] if argv is None else list(argv), prog=prog))
+        with _sigterm_raises():
+            command(parse(config, sys.argv[1:] if argv is None else list(argv), prog=prog))
     except InputError as error:
         print(f"{name}: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -43,6 +52,45 @@ def run(
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+    except Terminated:
+        print(f"{name}: terminated", file=sys.stderr)
+        raise SystemExit(143) from None
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        print(f"{name}: error: out of memory{_to_lower(config)}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    def terminate(*_: object) -> None:
+        raise Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, terminate)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """numpy's and Python's, or (by name: neither jax nor torch is imported here) jax's and torch's."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError") and "RESOURCE_EXHAUSTED" in str(error))
+    )
+
+
+def _to_lower(config: type | Mapping[str, type]) -> str:
+    fields = () if isinstance(config, Mapping) else dataclasses.fields(config)
+    flags = [f"--{field.name.replace('_', '-')}" for field in fields if field.name in MEMORY_FLAGS]
+    return f"; lower {', '.join(flags)}" if flags else ""
 
 
 def parse(config: type | Mapping[str, type], argv: list[str], *, prog: str) -> Any:

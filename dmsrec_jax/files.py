@@ -4,6 +4,8 @@ import contextlib
 import hashlib
 import json
 import os
+import platform
+import re
 import shutil
 import tempfile
 import zipfile
@@ -15,12 +17,15 @@ import numpy as np
 
 from dmsrec_jax.errors import InputError
 
+_HOST = re.sub(r"\W", "-", platform.node())
+
 
 @contextlib.contextmanager
 def staged_file(path: Path) -> Iterator[Path]:
     """Yields a temporary name in the folder of ``path``; on success it is renamed to ``path``, on failure removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    _remove_stale(path)
+    handle, name = tempfile.mkstemp(prefix=_prefix(path), dir=path.parent)
     os.close(handle)
     staged = Path(name)
     try:
@@ -48,7 +53,8 @@ def staged_folder(path: Path, *, marker: str, overwrite: bool = False) -> Iterat
         if not (path / marker).is_file():
             raise InputError(f"--overwrite {path}: has no {marker}, so it is something else; remove it yourself")
     path.parent.mkdir(parents=True, exist_ok=True)
-    staged = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    _remove_stale(path)
+    staged = Path(tempfile.mkdtemp(prefix=_prefix(path), dir=path.parent))
     try:
         yield staged
         for file in staged.rglob("*"):
@@ -56,7 +62,7 @@ def staged_folder(path: Path, *, marker: str, overwrite: bool = False) -> Iterat
                 _sync(file)
         staged.chmod(0o755)
         if path.is_dir():
-            retired = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+            retired = Path(tempfile.mkdtemp(prefix=f"{_prefix(path)}old.", dir=path.parent))
             path.replace(retired)
             staged.replace(path)
             shutil.rmtree(retired)
@@ -74,9 +80,8 @@ def staged_files(folder: Path, *, last: str) -> Iterator[Path]:
     """
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    for torn in folder.glob(".staged.*"):  # of a killed process
-        shutil.rmtree(torn)
-    staged = Path(tempfile.mkdtemp(prefix=".staged.", dir=folder))
+    _remove_stale(folder / "staged")
+    staged = Path(tempfile.mkdtemp(prefix=_prefix(folder / "staged"), dir=folder))
     try:
         yield staged
         files = sorted(staged.iterdir(), key=lambda file: file.name == last)
@@ -90,6 +95,35 @@ def staged_files(folder: Path, *, last: str) -> Iterator[Path]:
         if made:
             with contextlib.suppress(OSError):  # not empty: it worked
                 folder.rmdir()
+
+
+def _prefix(path: Path) -> str:
+    """How this process's temporary names for ``path`` begin."""
+    return f".{path.name}.{_HOST}.{os.getpid()}."
+
+
+def _remove_stale(path: Path) -> None:
+    """Removes temporary names for ``path`` whose process was killed; those of other hosts may be in use."""
+    name = re.compile(rf"\.{re.escape(path.name)}\.{_HOST}\.(\d+)\.(old\.)?\w{{8}}")
+    for left in path.parent.iterdir():
+        found = name.fullmatch(left.name)
+        # A process killed between two renames leaves what it was to replace as "old" alone: that is kept.
+        if not found or _is_alive(int(found[1])) or (found[2] and not path.exists()):
+            continue
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # of another user
+        return True
+    return True
 
 
 def _sync(path: Path) -> None:

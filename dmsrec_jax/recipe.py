@@ -29,6 +29,7 @@ AT_LEAST = dict.fromkeys(("batch_size", "epochs", "patience", "lr_decay_every", 
 AT_LEAST |= dict.fromkeys(("align_weight", "alpha", "beta", "semantic_dropout", "intent_dropout", "device_data_mb"), 0)
 BELOW = {"dropout_global": 1, "dropout_local": 1, "validation_fraction": 1, "seed": 2**32}
 BELOW |= {"semantic_dropout": 1, "intent_dropout": 1}
+BELOW |= {"d": 2**16, "batch_size": 2**20}  # XLA aborts the process where sizes overflow
 """Numbers that flags accept."""
 
 FUSED_FLAGS = ("semantics", "align", "align_weight", "alpha", "beta", "ablation", "semantic_dropout", "intent_dropout")

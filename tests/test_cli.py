@@ -5,6 +5,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Literal
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from dmsrec_jax import cli, config
@@ -180,3 +182,28 @@ def test_real_processes_end_with_one_line(tmp_path, words):
     assert done.stderr.count("\n") == 1
     assert "nowhere" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def exhaust_numpy(_: object) -> None:
+    np.zeros(1 << 60, np.int8)
+
+
+def exhaust_jax(_: object) -> None:
+    jnp.zeros((1 << 20, 1 << 24)).block_until_ready()
+
+
+@pytest.mark.parametrize("command", [exhaust_numpy, exhaust_jax])
+def test_lack_of_memory_is_one_line(refused, command):
+    def main(argv: list[str]) -> None:
+        cli.run(command, config.TrainConfig, argv, prog="train")
+
+    line = "train: error: out of memory; lower --batch-size, --d, --n-neighbors, --device-data-mb\n"
+    assert refused(main, "--backbone", "srgnn") == line
+
+
+def test_other_errors_keep_their_traceback():
+    def fail(_: object) -> None:
+        raise RuntimeError("RESOURCE_EXHAUSTED: said by something else")
+
+    with pytest.raises(RuntimeError, match="something else"):
+        cli.run(fail, config.TrainConfig, ["--backbone", "srgnn"], prog="train")

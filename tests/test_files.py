@@ -1,5 +1,7 @@
 """Staged folders: whole or absent, and never in place of something else."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,3 +39,78 @@ def test_overwrite_replaces_folders_of_its_kind_only(tmp_path: Path):
     with staged_folder(out, marker="a", overwrite=True) as staged:
         (staged / "b").touch()
     assert [path.name for path in out.iterdir()] == ["b"]
+
+
+WRITE = """
+import sys, time
+from dataclasses import dataclass
+from pathlib import Path
+from dmsrec_jax import cli
+from dmsrec_jax.files import staged_file, staged_files, staged_folder
+
+@dataclass
+class Config:
+    out: Path
+
+def write(config):
+    config.out.mkdir(exist_ok=True)
+    with (
+        staged_folder(config.out / "folder", marker="a", overwrite=True) as folder,
+        staged_file(config.out / "file") as file,
+        staged_files(config.out, last="b") as files,
+    ):
+        for path in (folder / "a", file, files / "b"):
+            path.write_text("half")
+        print("half", flush=True)
+        sys.stdin.read()
+
+cli.run(write, Config, prog="write")
+"""
+
+
+@pytest.fixture
+def writer(tmp_path: Path):
+    """Starts a process that has three things half-written, until its input ends."""
+    begun = []
+
+    def start() -> subprocess.Popen:
+        words = [sys.executable, "-c", WRITE, "--out", str(tmp_path)]
+        begun.append(subprocess.Popen(words, text=True, stdin=-1, stdout=-1, stderr=-1))
+        assert begun[-1].stdout.readline() == "half\n"
+        return begun[-1]
+
+    yield start
+    for process in begun:
+        process.kill()
+        process.communicate()
+
+
+def hidden(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.name.startswith("."))
+
+
+def test_sigterm_cleans_up(tmp_path: Path, writer):
+    process = writer()
+    assert len(hidden(tmp_path)) == 3
+    process.terminate()
+    assert process.communicate() == ("", "write: terminated\n")
+    assert process.returncode == 143
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_next_run_removes_what_a_killed_one_left(tmp_path: Path, writer):
+    living, killed = writer(), writer()
+    own = [name for name in hidden(tmp_path) if f".{living.pid}." in name]
+    elsewhere = tmp_path / f".folder.other-host.{killed.pid}.abcdefgh"
+    elsewhere.mkdir()
+    (tmp_path / f"{own[0]}.txt").touch()
+    killed.kill()
+    killed.wait()
+    assert len(hidden(tmp_path)) == 8
+    following = writer()
+    kept = [name for name in hidden(tmp_path) if f".{following.pid}." not in name]
+    assert kept == sorted([*own, elsewhere.name, f"{own[0]}.txt"])
+    following.communicate("")
+    assert following.returncode == 0
+    assert hidden(tmp_path) == kept
+    assert [(tmp_path / name).read_text() for name in ("folder/a", "file", "b")] == ["half"] * 3
