@@ -1,6 +1,7 @@
 """The run folder: what a trained or imported model leaves behind, and how to load it again.
 
-model.json     model settings, the dataset's path, name and hash, and the path of the intents
+model.json     schema version, model settings, the dataset's path, name and hash, the path of the intents, and the
+               SHA-256 of each file of model/
 model/         parameters and constants (orbax)
 config.yaml    the settings of the command that made it
 results.json, ranks.npy, metrics.jsonl, checkpoints/: see `results` and `train`
@@ -20,13 +21,15 @@ from dmsrec_jax.artifacts import read_intents
 from dmsrec_jax.checkpoint import load_arrays, save_arrays
 from dmsrec_jax.data import SessionDataset
 from dmsrec_jax.errors import InputError
-from dmsrec_jax.files import read_json, staged_file, write_json
+from dmsrec_jax.files import read_json, sha256, staged_file, write_json
 from dmsrec_jax.intents import intent_rows
 from dmsrec_jax.item_graph import ItemGraph
 from dmsrec_jax.model import ModelSettings, SessionModel
 from dmsrec_jax.results import dataset_identity
 from dmsrec_jax.scoring import Scorer
 from dmsrec_jax.steps import ModelProgram, split_model
+
+SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -86,8 +89,14 @@ def save_model(
     """Writes ``model/`` and then ``model.json``, whose presence says that the model is whole."""
     save_arrays(path / "model", _arrays(program, params))
     recorded = None if intents is None else str(intents.absolute())
-    description = {"dataset": dataset_identity(dataset), "intents": recorded}
-    write_json(path / "model.json", {"settings": dataclasses.asdict(settings), **description})
+    description = {
+        "schema_version": SCHEMA_VERSION,
+        "settings": dataclasses.asdict(settings),
+        "dataset": dataset_identity(dataset),
+        "intents": recorded,
+        "files": {name: sha256(path / name) for name in _model_files(path)},
+    }
+    write_json(path / "model.json", description)
 
 
 def load_run(path: Path, dataset: Path | None = None) -> Run:
@@ -103,6 +112,7 @@ def load_run(path: Path, dataset: Path | None = None) -> Run:
     if not (path / "model.json").is_file():
         raise InputError(f"{path}: no model.json: not a run folder with a trained or imported model")
     description = read_json(path / "model.json")
+    _check_files(path, description)
     try:
         settings = ModelSettings(**description["settings"])
         recorded = description["dataset"]
@@ -133,6 +143,19 @@ def write_config(path: Path, config: Any) -> None:
     }
     with staged_file(path / "config.yaml") as staged:
         staged.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+
+
+def _model_files(path: Path) -> list[str]:
+    return sorted(file.relative_to(path).as_posix() for file in (path / "model").rglob("*") if file.is_file())
+
+
+def _check_files(path: Path, description: Any) -> None:
+    files = description.get("files") if isinstance(description, dict) else None
+    if not isinstance(files, dict) or description.get("schema_version") != SCHEMA_VERSION:
+        raise InputError(f"{path / 'model.json'}: not of schema version {SCHEMA_VERSION}; train or import it again")
+    for name in sorted({*files, *_model_files(path)}):
+        if sha256(path / name) != files.get(name):
+            raise InputError(f"{path / name}: its SHA-256 is not the one in model.json")
 
 
 def _arrays(program: ModelProgram, params: nnx.State) -> dict[str, Any]:

@@ -90,3 +90,21 @@ def test_missing_dataset(complaint, run):
     description["dataset"]["path"] = str(run / "moved-away")
     (run / "model.json").write_text(json.dumps(description))
     assert "moved-away" in complaint(run)
+
+
+def test_a_flipped_bit_in_any_file_of_the_model_is_named(complaint, run):
+    files = [path for path in run.joinpath("model").rglob("*") if path.is_file()]
+    assert len(files) > 3
+    for path in files:
+        content = path.read_bytes()
+        middle = len(content) // 2
+        path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+        assert f"{path}: its SHA-256 is not the one in model.json" in complaint(run)
+        path.write_bytes(content)
+
+
+def test_a_run_folder_without_hashes_is_refused(complaint, run):
+    description = json.loads((run / "model.json").read_text())
+    del description["files"], description["schema_version"]
+    (run / "model.json").write_text(json.dumps(description))
+    assert "model.json: not of schema version 1" in complaint(run)
