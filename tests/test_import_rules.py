@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "dmsrec_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
+LLM_STAGE = sorted((ROOT / "llm_stage").rglob("*.py"))
 
 ONLY_IN = {
     "jraph": "graphs.py",
@@ -137,12 +138,15 @@ def test_pmap_stays_in_parallel(path):
 
 
 def test_llm_stage_meets_us_over_files_only():
-    for path in (ROOT / "llm_stage").rglob("*.py"):
+    """Beside the contract and the data it uses only the small helpers of every command; none imports jax or torch."""
+    for path in LLM_STAGE:
         assert own(path) <= LLM_STAGE_USES, path
         assert not third_party(path) & {"jax", "flax", "optax", "jraph", "orbax"}, path
 
 
-@pytest.mark.parametrize("module", ["dmsrec_jax", "dmsrec_jax.data", "dmsrec_jax.artifacts", "dmsrec_jax.neighbors"])
+@pytest.mark.parametrize(
+    "module", ["dmsrec_jax", "dmsrec_jax.data", "dmsrec_jax.artifacts", "dmsrec_jax.neighbors", "llm_stage.run"]
+)
 def test_light_imports(module):
     heavy = "{'jax', 'flax', 'torch', 'optax', 'orbax'}"
     code = f"import sys, {module}; print(*({heavy} & set(sys.modules)))"
@@ -152,7 +156,7 @@ def test_light_imports(module):
 
 def test_no_file_unpickles_or_evaluates():
     """The names that turn untrusted files into code occur nowhere; `srgnn_pickle` has an unpickler without classes."""
-    for path in FILES:
+    for path in [*FILES, *LLM_STAGE]:
         tree = parse(path)
         called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
         assert not called & {"eval", "exec", "pickle.load", "pickle.loads", "yaml.load", "yaml.unsafe_load"}, path

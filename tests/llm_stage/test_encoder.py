@@ -99,7 +99,7 @@ def test_folders_without_safetensors_are_refused(bert, tmp_path):
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         (folder / name).write_bytes((bert / name).read_bytes())
     torch.save(transformers.AutoModel.from_pretrained(bert).state_dict(), folder / "pytorch_model.bin")
-    with pytest.raises(InputError, match="holds no .safetensors"):
+    with pytest.raises(InputError, match=r"holds no \.safetensors"):
         Encoder(str(folder), "masked")
     (folder / "model.safetensors").write_bytes(b"nonsense")
     with pytest.raises(InputError, match="not a model transformers can load"):
