@@ -12,7 +12,6 @@ from dmsrec_jax.config import CandidatesConfig
 from dmsrec_jax.data import Split
 from dmsrec_jax.errors import InputError
 from dmsrec_jax.runs import load_run
-from dmsrec_jax.scoring import Scorer
 
 
 def candidates(config: CandidatesConfig) -> None:
@@ -27,15 +26,16 @@ def candidates(config: CandidatesConfig) -> None:
     if not 1 <= config.k <= room:
         raise InputError(f"--k {config.k}: 1 to {room} items can be had")
 
+    parts = {"train": run.dataset.train, "test": run.dataset.test}
+    scorers = {name: run.scorer(name, config.intents) for name in parts}
+
     def top(name: str, part: Split) -> np.ndarray:
         with Progress(console=console, disable=not console.is_terminal) as bar:
             task = bar.add_task(f"{name} sessions", total=len(part))
-            scorer = Scorer(run.program, part, run.settings.n_positions)
-            return scorer.top(
+            return scorers[name].top(
                 run.params, config.k, exclude_seen=config.exclude_seen, progress=lambda n: bar.advance(task, n)
             )
 
-    parts = {"train": run.dataset.train, "test": run.dataset.test}
     found = {name: top(name, part) for name, part in parts.items()}
     write_candidates(config.out, found, run.dataset, overwrite=config.overwrite)
     for name, part in parts.items():

@@ -132,6 +132,8 @@ class CandidatesConfig:
     """Leave out the session's own items."""
     dataset: Path | None = None
     """Dataset folder, where the run's own has moved."""
+    intents: Path | None = None
+    """A fused run's intents folder, where its own has moved."""
     overwrite: bool = False
     """Replace files that are there already."""
 

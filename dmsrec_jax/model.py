@@ -82,11 +82,9 @@ class SessionModel(nnx.Module):
         self.backbone = BACKBONES[settings.backbone].build(settings, item_graph, rngs)
         self.semantics: Any = _semantics(settings, rngs)
         self.released = settings.semantics == "released"
-        self.title_map: Any = None
-        self.item_text: Any = None
-        if item_text is not None:
-            self.title_map = parameter(d, settings.d_title, d, rngs=rngs)
-            self.item_text = Constant(jnp.asarray(item_text, jnp.float16))
+        titled = item_text is not None
+        self.title_map: Any = parameter(d, settings.d_title, d, rngs=rngs) if titled else None
+        self.item_text: Any = Constant(jnp.asarray(item_text, jnp.float16)) if titled else None
 
     def __call__(
         self,
@@ -130,14 +128,13 @@ class SessionModel(nnx.Module):
 
     def align(self, fused: Fused, hyper: Hyper) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """L_E and L_L of eq. (11), by the alignment that ``hyper`` names."""
-        alignments = tuple((RELEASED_ALIGNMENTS if self.released else ALIGNMENTS).values())
+        alignments = (RELEASED_ALIGNMENTS if self.released else ALIGNMENTS).values()
+        of_both = [jax.vmap(alignment, in_axes=(None, 0, None)) for alignment in alignments]
+        semantic = jnp.stack([fused.explicit, fused.latent])
         which = jnp.asarray(hyper.align, jnp.int32)
-        explicit, latent = (
-            jax.lax.switch(which, alignments, fused.structural, semantic, fused.aligned)
-            for semantic in (fused.explicit, fused.latent)
-        )
-        takes_part = self.semantics.takes_part[...]
-        return takes_part[0] * explicit, takes_part[1] * latent
+        terms = jax.lax.switch(which, of_both, fused.structural, semantic, fused.aligned)
+        explicit, latent = terms * self.semantics.takes_part[...]
+        return explicit, latent
 
     def item_vectors(self) -> Float[Array, "items d"]:
         """What clicks are read from and scores are taken with; with titles, id embedding + W · title's vector."""

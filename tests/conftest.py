@@ -63,6 +63,15 @@ def write_tiny_intents(path: Path, dataset: SessionDataset, seed: int = 0, d_tex
     return path
 
 
+def write_tiny_titles(path: Path, dataset: SessionDataset) -> Path:
+    """Encoded titles of a data set: alike for the twins, none for the last item."""
+    vectors = np.random.default_rng(5).normal(size=(N_ITEMS + 1, 6)).astype(np.float32)
+    vectors[-2] = vectors[-3]
+    vectors[[0, -1]] = 0
+    write_item_text(path, vectors, dataset, {"encoder": "test"})
+    return path
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Tests run on the CPU and keep compiled programs, for each other and for the next time."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -82,13 +91,7 @@ def tiny_intents(tiny: SessionDataset, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_titles(tiny: SessionDataset, tmp_path_factory) -> Path:
-    """Encoded titles: alike for the twins, none for the last item."""
-    path = tmp_path_factory.mktemp("data") / "titles"
-    vectors = np.random.default_rng(5).normal(size=(N_ITEMS + 1, 6)).astype(np.float32)
-    vectors[-2] = vectors[-3]
-    vectors[[0, -1]] = 0
-    write_item_text(path, vectors, tiny, {"encoder": "test"})
-    return path
+    return write_tiny_titles(tmp_path_factory.mktemp("data") / "titles", tiny)
 
 
 @pytest.fixture

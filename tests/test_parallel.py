@@ -17,6 +17,7 @@ from tests.conftest import SMALL, command
 FOUR = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
 ONE_EPOCH_EACH = """
 import sys
+from pathlib import Path
 import jax, numpy as np
 from dmsrec_jax.config import TrainConfig
 from dmsrec_jax.data import SessionDataset
@@ -29,11 +30,16 @@ from dmsrec_jax.recipe import hyper, item_graph, model_settings, parts, read_art
 
 dataset, arrays = SessionDataset.load(sys.argv[1]), {}
 for count in (1, 4):
-    config = TrainConfig("gcegnn", batch_size=16, d=8, dropout_global=0.0, lr=0.01, n_neighbors=4, devices=count)
-    settings, devices = model_settings(config, dataset), Devices(count, config.batch_size)
-    graph = build_item_graph(dataset.sessions, dataset.n_items, config.n_neighbors)
-    program, params = new_model(settings, graph, jax.random.key(0))
-    epoch = EpochProgram(dataset.train, config.batch_size, program, devices, jax.random.key(1), Console())
+    config = TrainConfig(
+        "gcegnn", batch_size=16, d=8, dropout_global=0.0, lr=0.01, n_neighbors=4, devices=count, protocol="paper",
+        intents=Path(sys.argv[3]), item_text=Path(sys.argv[4]), align="infonce",
+    )
+    inputs = read_artifacts(config, dataset)
+    settings, devices = model_settings(config, inputs), Devices(count, config.batch_size)
+    (rows, intents), _, _, sessions = parts(config, inputs)
+    graph = item_graph(config, dataset, sessions)
+    program, params = new_model(settings, graph, jax.random.key(0), inputs.item_text)
+    epoch = EpochProgram(rows, config.batch_size, program, devices, jax.random.key(1), Console(), intents)
     state = devices.put(initial_state(params, hyper(config), jax.random.key(2)))
     epoch.compile(state)
     state, loss = epoch.run(state, 0)
@@ -45,9 +51,11 @@ np.savez(sys.argv[2], **arrays)
 """
 
 
-def test_four_devices_take_the_steps_of_one(tiny: SessionDataset, tmp_path):
+def test_four_devices_take_the_steps_of_one(tiny: SessionDataset, tiny_intents, tiny_titles, tmp_path):
+    """Also where a session is compared with all others of its batch (infonce)."""
     out = tmp_path / "arrays.npz"
-    subprocess.run([sys.executable, "-c", ONE_EPOCH_EACH, tiny.path, out], env=os.environ | FOUR, check=True)
+    words = [sys.executable, "-c", ONE_EPOCH_EACH, tiny.path, out, tiny_intents, tiny_titles]
+    subprocess.run(words, env=os.environ | FOUR, check=True)
     with np.load(out) as arrays:
         np.testing.assert_array_equal(arrays["sessions1"], arrays["sessions4"])
         np.testing.assert_array_equal(np.unique(arrays["sessions1"]), np.arange(len(tiny.train) + 1))

@@ -31,6 +31,8 @@ SIZE = len(SESSIONS.items) + 16
 PACK = jax.jit(pack, static_argnames="budget")
 FORMS = [(name, "paper") for name in BACKBONES]
 FORMS += [(name, "released") for name, backbone in BACKBONES.items() if hasattr(backbone, "RELEASED")]
+TRAINED = [("srgnn", "paper"), ("srgnn", "released")]
+"""Gradients of the others: tests/parity, tests/test_model.py."""
 
 
 def new(backbone: str, semantics: str | None, ablation: str = "none"):
@@ -92,6 +94,7 @@ def test_a_session_scores_the_same_in_any_company(built):
         np.testing.assert_allclose(scores(built, batch([N, row, N], more=2))[1], together[row], atol=1e-6)
 
 
+@pytest.mark.parametrize("built", TRAINED, indirect=True, ids="-".join)
 @pytest.mark.parametrize("align", range(len(ALIGNMENTS)), ids=ALIGNMENTS)
 def test_padding_and_empty_places_change_neither_loss_nor_gradients(built, align):
     hyper = HYPER._replace(align=align)
@@ -111,6 +114,7 @@ def test_intents_matter_only_where_there_are_any(built):
     np.testing.assert_array_equal(np.flatnonzero(~moved), UNREAD)
 
 
+@pytest.mark.parametrize("built", TRAINED, indirect=True, ids="-".join)
 def test_zero_vectors_give_finite_gradients(built):
     silent = GRAPHS._replace(intents=GRAPHS.intents._replace(embeddings=np.zeros_like(EMBEDDINGS)))
     for align in range(len(ALIGNMENTS)):
@@ -140,6 +144,7 @@ def test_dropping_every_intent_is_having_none(built):
     assert 0 < int(some.aligned.sum()) < N - len(UNREAD)
 
 
+@pytest.mark.parametrize("built", TRAINED, indirect=True, ids="-".join)
 def test_no_intent_vectors_are_learned_where_intents_are_absent(built):
     read = np.setdiff1d(np.arange(N), UNREAD)
     for rows, learned in ((UNREAD[:1], True), (read[:3], False)):
