@@ -40,7 +40,7 @@ def test_killed_and_resumed_equals_uninterrupted(tiny: SessionDataset, tmp_path)
         process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         if interrupted < KILLS:
             # The first kill comes anywhere; the others once training has gone on, most likely during a save.
-            begun, deadline = len(history(killed)), time.monotonic() + 60
+            begun, deadline = len(history(killed)), time.monotonic() + 240
             while interrupted and process.poll() is None and len(history(killed)) == begun:
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
