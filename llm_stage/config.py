@@ -67,8 +67,6 @@ class RunConfig(IntentsConfig, DataConfig):
     """Tokens of prompt and answer; by default what the model was made for."""
     tensor_parallel: int = 1
     """GPUs one copy of the model is spread over (vllm)."""
-    data_parallel: int = 1
-    """Copies of the model (vllm)."""
     gpu_memory_utilization: float = 0.9
     """Share of GPU memory taken (vllm)."""
     base_url: str = "http://localhost:8000/v1"

@@ -16,6 +16,7 @@ from llm_stage.encoder import find_encoder
 from llm_stage.engines.base import Answer
 from llm_stage.finish import finish, is_finished
 from llm_stage.questions import data_identity, row_space
+from llm_stage.report import check_figures
 from llm_stage.store import AnswerStore, differing, read_answers
 
 BATCH = 4096
@@ -28,6 +29,7 @@ def merge(config: MergeConfig) -> None:
     dataset = SessionDataset.load(config.dataset)
     space = row_space(dataset, read_candidates(config.candidates, dataset))
     find_encoder(config.encoder)
+    check_figures()
     identity, label, answers = read_shards(config.shards)
     here = data_identity(dataset, config.candidates)
     if differences := differing({key: identity.get(key) for key in here}, here):

@@ -1,5 +1,6 @@
 """What came out of a run: counts and rates as `report.json`, a printed table, and Figure 3's distribution as a PNG."""
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -103,17 +104,21 @@ def _text(value: float, *, percent: bool) -> str:
     return f"{100 * value:.2f} %" if percent else f"{value:,}" if isinstance(value, int) else f"{value:.2f}"
 
 
-def write_figure(path: Path, report: dict[str, Any], dataset: str) -> None:
-    """The paper's Figure 3: how many sessions have how many explicit and latent intents.
+def check_figures() -> None:
+    """Refuses to begin where `write_figure` could not end: before hours of answering, not after.
 
     Raises:
       InputError: matplotlib is missing.
     """
-    try:
-        import matplotlib as mpl
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise InputError(f"{path.name} needs matplotlib; pip install 'dmsrec[llm]'") from None
+    if importlib.util.find_spec("matplotlib") is None:
+        raise InputError("intents.png needs matplotlib; pip install matplotlib")
+
+
+def write_figure(path: Path, report: dict[str, Any], dataset: str) -> None:
+    """The paper's Figure 3: how many sessions have how many explicit and latent intents."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     figure.suptitle(f"Intents per session, {dataset}: {report['engine']}")
     for axes, (part, counts) in zip(figure.subplots(1, 2), report["parts"].items(), strict=True):

@@ -17,6 +17,7 @@ from llm_stage.encoder import find_encoder
 from llm_stage.engines.base import Answer, Engine, Questions
 from llm_stage.finish import finish, is_finished
 from llm_stage.questions import RowSpace, data_identity, row_space, shard_of
+from llm_stage.report import check_figures
 from llm_stage.store import AnswerStore
 
 ENGINES = {
@@ -45,6 +46,7 @@ def run(config: RunConfig) -> None:
     if config.dry_run:
         return dry_run(config, engine, space, asked, console)
     find_encoder(config.encoder)
+    check_figures()
     identity = data_identity(dataset, config.candidates) | {"engine": engine.identity}
     if is_finished(config.out, config, identity):
         console.print(f"{config.out}: finished already", soft_wrap=True)
@@ -112,6 +114,8 @@ def answer_all(
             if not console.is_terminal and time.monotonic() - said >= SECONDS_PER_LINE:
                 said = time.monotonic()
                 console.print(f"{line}, {(len(rows) - done) * seconds / done / 60:,.0f} min left", soft_wrap=True)
+            if not bar.live.is_started:
+                said = time.monotonic()
             bar.start()  # not before the first batch: with that, engines load their model and print of it
     finally:
         bar.stop()

@@ -171,6 +171,13 @@ def test_a_dry_run_asks_and_writes_nothing(call, faked, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_what_the_end_needs_is_missed_at_the_beginning(faked, refused, flags, tmp_path, monkeypatch):
+    faked.hook = staticmethod(lambda questions: pytest.fail("asked"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "matplotlib" in refused(main, *flags, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("answers", [[], [Answer((999,))] * 4, [Answer((1, 1))] * 4])
 def test_an_engine_cannot_invent_items(faked, refused, flags, tmp_path, monkeypatch, answers):
     monkeypatch.setattr(faked, "answer", lambda self, questions: answers)

@@ -51,7 +51,7 @@ def test_a_torn_end_is_cut_off_wherever_it_tears(tmp_path, name):
     untorn = {file: (whole / file).read_bytes() for file in ("index", "00000.jsonl")}
     fill(tmp_path / "first", list(range(4)))
     kept = len((tmp_path / "first" / name).read_bytes())
-    for size in range(kept, len(untorn[name])):
+    for size in range(kept, len(untorn[name]), 1 if name == "index" else 11):
         torn = tmp_path / f"torn-{size}"
         fill(torn, list(range(6)))
         (torn / name).write_bytes(untorn[name][:size])
