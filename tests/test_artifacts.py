@@ -1,9 +1,11 @@
 import json
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from dmsrec_jax import files
 from dmsrec_jax.artifacts import (
     IntentLists,
     Intents,
@@ -161,7 +163,9 @@ def test_intents_go_beside_what_is_there(intents, tiny, candidates, tmp_path):
     folder = tmp_path / "out"
     (folder / "answers").mkdir(parents=True)
     (folder / "answers/index").write_text("1")
-    (folder / ".staged.killed").mkdir()
+    killed = subprocess.Popen(["true"])
+    killed.wait()
+    (folder / f".staged.{files._HOST}.{killed.pid}.abcdefgh").mkdir()
     write_intents(folder, intents, tiny, {})
     with pytest.raises(InputError, match="--overwrite"):
         write_intents(folder, intents, tiny, {})
