@@ -54,10 +54,7 @@ def write_candidates(
         for part in PARTS:
             write_npy(staged / f"{part}_candidates.npy", candidates[part].astype(np.int32))
             _check(staged / f"{part}_candidates.npy", candidates[part], dataset, part)
-        files = {f"{part}_candidates.npy": sha256(staged / f"{part}_candidates.npy") for part in PARTS}
-        k = int(candidates["test"].shape[1])
-        description = {"schema_version": SCHEMA_VERSION, "dataset_hash": dataset.hash, "k": k, "files": files}
-        write_json(staged / "candidates.json", description)
+        _write_description(staged / "candidates.json", dataset, k=int(candidates["test"].shape[1]))
 
 
 def read_candidates(folder: Path, dataset: SessionDataset) -> dict[str, np.ndarray]:
@@ -66,7 +63,7 @@ def read_candidates(folder: Path, dataset: SessionDataset) -> dict[str, np.ndarr
     Raises:
       InputError: a file is missing, damaged, or belongs to another dataset.
     """
-    _read_description(folder / "candidates.json", dataset, [f"{part}_candidates.npy" for part in PARTS])
+    _check_description(folder / "candidates.json", dataset, [f"{part}_candidates.npy" for part in PARTS])
     return {part: _read_candidates(folder, dataset, part) for part in PARTS}
 
 
@@ -141,7 +138,7 @@ def write_intents(
         for name, array in arrays.items():
             write_npy(staged / f"{name}.npy", array)
         counts = {"intents": len(intents.titles), "d_text": int(intents.embeddings.shape[1])}
-        _write_description(staged / "meta.json", dataset, provenance, counts)
+        _write_description(staged / "meta.json", dataset, provenance=dict(provenance), counts=counts)
         read_intents(staged, dataset)
 
 
@@ -153,7 +150,7 @@ def read_intents(folder: Path, dataset: SessionDataset) -> Intents:
     """
     names = ["intent_titles", "intent_embeddings", "candidate_titles", *(f"{part}_candidates" for part in PARTS)]
     names += [f"{part}_{kind}_{name}" for part in PARTS for kind in KINDS for name in IntentLists._fields]
-    _read_description(folder / "meta.json", dataset, [f"{name}.npy" for name in names])
+    _check_description(folder / "meta.json", dataset, [f"{name}.npy" for name in names])
     titles = _read_strings(folder / "intent_titles.npy")
     embeddings = _read_embeddings(folder / "intent_embeddings.npy", len(titles))
     n_titles = len(_read_strings(folder / "candidate_titles.npy"))
@@ -190,7 +187,7 @@ def write_item_text(
         write_npy(staged / "item_text_embeddings.npy", embeddings)
         titled = int(np.count_nonzero(np.any(embeddings != 0, axis=1)))
         counts = {"d_text": int(embeddings.shape[1]), "items_with_text": titled}
-        _write_description(staged / "meta.json", dataset, provenance, counts)
+        _write_description(staged / "meta.json", dataset, provenance=dict(provenance), counts=counts)
         read_item_text(staged, dataset)
 
 
@@ -200,20 +197,18 @@ def read_item_text(folder: Path, dataset: SessionDataset) -> np.ndarray:
     Raises:
       InputError: a file is missing, damaged, or belongs to another dataset; an embedding is not finite.
     """
-    _read_description(folder / "meta.json", dataset, ["item_text_embeddings.npy"])
+    _check_description(folder / "meta.json", dataset, ["item_text_embeddings.npy"])
     return _read_embeddings(folder / "item_text_embeddings.npy", dataset.n_items + 1)
 
 
-def _write_description(
-    path: Path, dataset: SessionDataset, provenance: Mapping[str, Any], counts: Mapping[str, int]
-) -> None:
+def _write_description(path: Path, dataset: SessionDataset, **fields: Any) -> None:
     files = {file.name: sha256(file) for file in sorted(path.parent.glob("*.npy"))}
     identity = {"schema_version": SCHEMA_VERSION, "dataset_hash": dataset.hash}
-    write_json(path, {**identity, "provenance": dict(provenance), "counts": dict(counts), "files": files})
+    write_json(path, {**identity, **fields, "files": files})
 
 
-def _read_description(path: Path, dataset: SessionDataset, names: list[str]) -> dict[str, Any]:
-    """The JSON description of a folder whose files ``names`` are as it says."""
+def _check_description(path: Path, dataset: SessionDataset, names: list[str]) -> None:
+    """Refuses a folder that is another data set's, or whose files ``names`` are not as its description says."""
     description = read_json(path)
     files = description.get("files") if isinstance(description, dict) else None
     if not isinstance(files, dict) or description.get("schema_version") != SCHEMA_VERSION:
@@ -223,7 +218,6 @@ def _read_description(path: Path, dataset: SessionDataset, names: list[str]) -> 
     for name in names:
         if sha256(path.parent / name) != files.get(name):
             raise InputError(f"{path.parent / name}: its SHA-256 is not the one in {path.name}")
-    return description
 
 
 def _rows(dataset: SessionDataset, part: str) -> int:

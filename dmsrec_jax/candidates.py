@@ -11,14 +11,14 @@ from dmsrec_jax.artifacts import write_candidates
 from dmsrec_jax.config import CandidatesConfig
 from dmsrec_jax.data import Split
 from dmsrec_jax.errors import InputError
+from dmsrec_jax.files import check_replaceable
 from dmsrec_jax.runs import load_run
 
 
 def candidates(config: CandidatesConfig) -> None:
     """Writes ``train_candidates.npy`` and ``test_candidates.npy``."""
     console = Console(markup=False, highlight=False)
-    if config.out.is_dir() and any(config.out.iterdir()) and not config.overwrite:  # before the scoring, not after
-        raise InputError(f"{config.out}: exists already; give --overwrite to replace it")
+    check_replaceable(config.out, marker="candidates.json", overwrite=config.overwrite)  # before the scoring
     run = load_run(config.run, config.dataset)
     room = run.dataset.n_items
     if config.exclude_seen:

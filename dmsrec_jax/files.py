@@ -37,9 +37,8 @@ def staged_file(path: Path) -> Iterator[Path]:
         staged.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def staged_folder(path: Path, *, marker: str, overwrite: bool = False) -> Iterator[Path]:
-    """Yields a temporary folder beside ``path``; on success it becomes ``path``, on failure it is removed.
+def check_replaceable(path: Path, *, marker: str, overwrite: bool) -> None:
+    """Refuses what `staged_folder` would: for commands that work long before they write.
 
     Raises:
       InputError: ``path`` exists and is not empty, and ``overwrite`` is false or it lacks ``marker``, the file by which
@@ -52,6 +51,17 @@ def staged_folder(path: Path, *, marker: str, overwrite: bool = False) -> Iterat
             raise InputError(f"{path}: exists already; give --overwrite to replace it")
         if not (path / marker).is_file():
             raise InputError(f"--overwrite {path}: has no {marker}, so it is something else; remove it yourself")
+
+
+@contextlib.contextmanager
+def staged_folder(path: Path, *, marker: str, overwrite: bool = False) -> Iterator[Path]:
+    """Yields a temporary folder beside ``path``; on success it becomes ``path``, on failure it is removed.
+
+    Raises:
+      InputError: ``path`` exists and is not empty, and ``overwrite`` is false or it lacks ``marker``, the file by which
+        a folder of this kind is known.
+    """
+    check_replaceable(path, marker=marker, overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(path)
     staged = Path(tempfile.mkdtemp(prefix=_prefix(path), dir=path.parent))

@@ -26,7 +26,7 @@ from dmsrec_jax.data.movielens import read_movielens
 from dmsrec_jax.data.npz import read_npz
 from dmsrec_jax.data.srgnn_pickle import read_pickles
 from dmsrec_jax.data.write import Prepared, table1, write_dataset
-from dmsrec_jax.errors import InputError
+from dmsrec_jax.files import check_replaceable
 
 SOURCES = {
     "csv": PrepareCsv,
@@ -46,8 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def prepare(config: Prepare) -> None:
     """Reads the source that ``config`` is of, writes the dataset folder and prints its Table 1 row."""
-    if config.out.is_dir() and any(config.out.iterdir()) and not config.overwrite:  # before hours of reading, not after
-        raise InputError(f"{config.out}: exists already; give --overwrite to replace it")
+    check_replaceable(config.out, marker="meta.json", overwrite=config.overwrite)  # before hours of reading
     prepared, provenance = _read(config)
     name = config.name or config.out.resolve().name
     dataset = write_dataset(prepared, config.out, name=name, provenance=provenance, overwrite=config.overwrite)

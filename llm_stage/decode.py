@@ -1,5 +1,6 @@
 """Three ways to have a language model name intents: `Structured`, `Free`, `Score` (``--decode``)."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -83,7 +84,7 @@ class _Decoder:
         return [clean(self.titles[i], title_chars) for i in items]
 
 
-class _Chatting(_Decoder):
+class _Chatting(_Decoder, ABC):
     """Decoding that asks and reads an answer."""
 
     def answer(self, questions: Questions) -> list[Answer]:
@@ -111,17 +112,17 @@ class _Chatting(_Decoder):
         """See `Engine`."""
         return [self.model.preview(self.chat(question, self.title_chars)) for question in self.questions(questions)]
 
+    @abstractmethod
     def chat(self, question: Question, title_chars: int) -> Chat:
         """The prompt."""
-        raise NotImplementedError
 
+    @abstractmethod
     def grammars(self, questions: Sequence[Question]) -> list[NumberList] | None:
         """What the answers must look like."""
-        raise NotImplementedError
 
+    @abstractmethod
     def named(self, text: str, question: Question, title_chars: int) -> Named:
         """What an answer names, as item ids."""
-        raise NotImplementedError
 
     def _read(self, generation: Generation, text: str, question: Question, title_chars: int) -> Answer:
         tokens = (generation.prompt_tokens, generation.cached_tokens, generation.output_tokens)

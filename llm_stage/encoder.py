@@ -133,6 +133,14 @@ def find_encoder(name: str) -> Path:
     return folder
 
 
+def encode_catalogue(encoder: Encoder, titles: Sequence[str], progress: Callable[[int], None]) -> np.ndarray:
+    """Vectors by item id: float32 [n_items + 1, d_text]; zeros where there is no title. See `Encoder.encode`."""
+    titled = [item for item, title in enumerate(titles) if title.strip()]
+    vectors = np.zeros((len(titles), encoder.d_text), np.float32)
+    vectors[titled] = encoder.encode([titles[item] for item in titled], progress)
+    return vectors
+
+
 def stored(vectors: np.ndarray, dtype: str, encoder: Encoder) -> np.ndarray:
     """Vectors in the number format ``--embedding-dtype`` asks for.
 

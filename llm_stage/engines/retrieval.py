@@ -9,7 +9,7 @@ from rich.progress import Progress
 from dmsrec_jax.data import SessionDataset
 from dmsrec_jax.errors import InputError
 from llm_stage.config import RunConfig
-from llm_stage.encoder import Encoder, load_encoder
+from llm_stage.encoder import Encoder, encode_catalogue, load_encoder
 from llm_stage.engines.base import Answer, Engine, Questions
 
 
@@ -45,12 +45,11 @@ class Retrieval:
     def vectors(self) -> np.ndarray:
         """float32 [n_items + 1, d_text]: unit vectors of the titles, zeros where there is none."""
         if self._vectors is None:
-            titled = [item for item, title in enumerate(self.titles) if title.strip()]
-            self._vectors = np.zeros((len(self.titles), self.encoder.d_text), np.float32)
+            titled = np.array([bool(title.strip()) for title in self.titles])
             with Progress(disable=not get_console().is_terminal) as bar:
-                task = bar.add_task("titles encoded", total=len(titled))
-                found = self.encoder.encode([self.titles[item] for item in titled], lambda n: bar.advance(task, n))
-            self._vectors[titled] = found / np.linalg.norm(found, axis=1, keepdims=True)
+                task = bar.add_task("titles encoded", total=int(titled.sum()))
+                self._vectors = encode_catalogue(self.encoder, self.titles, lambda n: bar.advance(task, n))
+            self._vectors[titled] /= np.linalg.norm(self._vectors[titled], axis=1, keepdims=True)
         return self._vectors
 
     def answer(self, questions: Questions) -> list[Answer]:
