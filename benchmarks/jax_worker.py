@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.worker import Measured, Task, endless, run_for
+from dmsrec_jax.config import TrainConfig
 from dmsrec_jax.data import SessionDataset
 from dmsrec_jax.graphs import batch_budget, build_graphs, stratified_order
-from dmsrec_jax.item_graph import build_item_graph
 from dmsrec_jax.metrics import summarise
-from dmsrec_jax.model import Hyper, ModelSettings
+from dmsrec_jax.parallel import Devices
+from dmsrec_jax.recipe import Inputs, hyper, item_graph, model_settings, run_keys
 from dmsrec_jax.runs import new_model
 from dmsrec_jax.scoring import Scorer
 from dmsrec_jax.steps import initial_state, train_steps
@@ -26,25 +27,24 @@ class JaxWorker:
 
     def __init__(self, task: Task) -> None:
         jax.config.update("jax_platforms", task.device)
-        dataset = SessionDataset.load(task.dataset)
-        gcegnn = task.backbone == "gcegnn"
-        settings = ModelSettings(task.backbone, dataset.n_items, task.d, "dot", dataset.longest)
-        item_graph = build_item_graph(dataset.sessions, dataset.n_items) if gcegnn else None
-        init_key, dropout_key, self.order_key = jax.random.split(jax.random.key(task.seed), 3)
-        self.program, params = new_model(settings, item_graph, init_key)
-        rates = Hyper(lr=1e-3, lr_decay=0.1, lr_decay_every=3, lr_first_decay=3, l2=1e-5, dropout_global=0.5)
-        self.state = initial_state(params, rates if gcegnn else rates._replace(dropout_global=None), dropout_key)
+        self.devices = Devices(1, task.batch)
+        # The defaults of `train` are the released code's settings, dropouts among them, as in the other forms.
+        dataset, config = SessionDataset.load(task.dataset), TrainConfig(task.backbone, d=task.d)
+        settings = model_settings(config, Inputs(dataset, None, None))
+        init_key, dropout_key, self.order_key = run_keys(task.seed)
+        self.program, params = new_model(settings, item_graph(config, dataset, dataset.sessions), init_key)
+        self.state = self.devices.put(initial_state(params, hyper(config), dropout_key))
+        self.constants = self.devices.put(self.program.constants)
 
         graphs = build_graphs(dataset.train)
         self.n, batches = len(dataset.train), -(-len(dataset.train) // task.batch)
         self.chunks = -(-batches // CHUNK)
         steps = self.chunks * -(-batches // self.chunks)
-        budget = batch_budget(graphs, task.batch, steps)
-        self.graphs = jax.tree.map(jnp.asarray, graphs)
+        budget = batch_budget(graphs, task.batch, steps, self.devices.count)
+        self.graphs = self.devices.put(graphs)
         lengths = jnp.asarray(np.diff(graphs.click_offsets)[:-1])
         self.order = jax.jit(partial(stratified_order, lengths=lengths, sessions=task.batch, steps=steps))
-        steps_program = partial(train_steps, graphdef=self.program.graphdef, budget=budget)
-        self.train_steps = jax.jit(steps_program, donate_argnums=1)
+        self.train_steps = self.devices.compile_training(train_steps, graphdef=self.program.graphdef, budget=budget)
         self.parts = endless(self.epoch)
         self.epochs = 0
         self.scorer = Scorer(self.program, dataset.test, dataset.longest)
@@ -63,10 +63,11 @@ class JaxWorker:
         def step() -> int:
             nonlocal steps
             part = next(self.parts)
+            shares = self.devices.scatter(self.devices.shares(part))
             self.state, values = self.train_steps(
-                self.program.constants, self.state, self.graphs, jnp.asarray(part), jnp.zeros((), jnp.int32)
+                self.constants, self.state, self.graphs, shares, jnp.zeros((), jnp.int32)
             )
-            losses.append(np.asarray(values))
+            losses.append(self.devices.get(values))
             steps += len(part)
             return int((part < self.n).sum())
 
@@ -78,7 +79,7 @@ class JaxWorker:
         metrics = {}
 
         def step() -> int:
-            ranks = self.scorer.ranks(self.state.params)
+            ranks = self.scorer.ranks(self.devices.get(self.state.params))
             metrics.update(summarise(ranks))
             return len(ranks)
 
@@ -91,5 +92,6 @@ class JaxWorker:
         return {
             "jax": jax.__version__,
             "device": device.device_kind,
+            "devices": self.devices.count,
             "device_peak_mb": stats["peak_bytes_in_use"] / 2**20 if "peak_bytes_in_use" in stats else None,
         }

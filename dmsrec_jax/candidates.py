@@ -1,5 +1,6 @@
 """``python -m dmsrec_jax.candidates``: the candidate sets C_t of eq. (2), for every training and test session."""
 
+import shutil
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,9 +10,9 @@ from rich.progress import Progress
 from dmsrec_jax import cli
 from dmsrec_jax.artifacts import write_candidates
 from dmsrec_jax.config import CandidatesConfig
-from dmsrec_jax.data import Split
+from dmsrec_jax.crossfit import cross_fitted, plan
 from dmsrec_jax.errors import InputError
-from dmsrec_jax.files import check_replaceable
+from dmsrec_jax.files import check_replaceable, sha256
 from dmsrec_jax.runs import load_run
 
 
@@ -25,22 +26,39 @@ def candidates(config: CandidatesConfig) -> None:
         room -= run.dataset.longest
     if not 1 <= config.k <= room:
         raise InputError(f"--k {config.k}: 1 to {room} items can be had")
+    folds = None
+    if config.cross_fit is not None:
+        folds = plan(run, config.cross_fit, config.k, config.exclude_seen)
+    intents = run.read_intents(config.intents)
 
-    parts = {"train": run.dataset.train, "test": run.dataset.test}
-    scorers = {name: run.scorer(name, config.intents) for name in parts}
-
-    def top(name: str, part: Split) -> np.ndarray:
+    def top(part: str) -> np.ndarray:
+        scorer = run.scorer(part, intents)
         with Progress(console=console, disable=not console.is_terminal) as bar:
-            task = bar.add_task(f"{name} sessions", total=len(part))
-            return scorers[name].top(
+            task = bar.add_task(f"{part} sessions", total=len(getattr(run.dataset, part)))
+            return scorer.top(
                 run.params, config.k, exclude_seen=config.exclude_seen, progress=lambda n: bar.advance(task, n)
             )
 
-    found = {name: top(name, part) for name, part in parts.items()}
-    write_candidates(config.out, found, run.dataset, overwrite=config.overwrite)
-    for name, part in parts.items():
-        hit = 100 * np.mean((found[name] == np.asarray(part.targets)[:, None]).any(1))
-        console.print(f"{name}: {len(part):,} sessions, target among the {config.k} in {hit:.2f} %")
+    out = config.out.resolve()
+    kept = out.with_name(f"{out.name}.folds")
+    found = {
+        "train": cross_fitted(run, folds, kept, console, overwrite=config.overwrite) if folds else top("train"),
+        "test": top("test"),
+    }
+    provenance = {
+        "run": str(config.run.absolute()),
+        "model": run.settings.backbone,
+        "model_sha256": sha256(config.run / "model.json"),
+        "exclude_seen": config.exclude_seen,
+        "cross_fit": folds and {"folds": folds.folds, "epochs": folds.epochs, "seed": folds.config.seed},
+    }
+    write_candidates(config.out, found, run.dataset, provenance, overwrite=config.overwrite)
+    if folds:
+        shutil.rmtree(kept)
+    for part, top_items in found.items():
+        targets = getattr(run.dataset, part).targets
+        hit = 100 * np.mean((top_items == np.asarray(targets)[:, None]).any(1))
+        console.print(f"{part}: {len(targets):,} sessions, target among the {config.k} in {hit:.2f} %")
     console.print(f"candidates: {config.out}")
 
 

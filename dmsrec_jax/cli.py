@@ -16,7 +16,7 @@ from dmsrec_jax.errors import InputError
 
 C = TypeVar("C")
 
-MEMORY_FLAGS = ("batch_size", "d", "n_neighbors", "device_data_mb")
+MEMORY_FLAGS = ("batch_size", "d", "n_neighbors", "device_data_mb", "members_at_once")
 """Settings that decide how much memory a command takes."""
 
 
@@ -30,6 +30,7 @@ def run(
     argv: Sequence[str] | None = None,
     *,
     prog: str,
+    positional: bool = False,
 ) -> None:
     """Parses ``argv`` into ``config`` and calls ``command``; exits 2 with one line on bad input or lack of memory.
 
@@ -38,11 +39,12 @@ def run(
       config: the command's dataclass, or subcommand names and theirs.
       argv: arguments without the program name; the process's own by default.
       prog: the name printed in help and errors, such as ``python -m dmsrec_jax.train``.
+      positional: what has no default is given as bare words instead of flags.
     """
     name = prog.rsplit(".", 1)[-1]
     try:
         with _sigterm_raises():
-            command(parse(config, sys.argv[1:] if argv is None else list(argv), prog=prog))
+            command(parse(config, sys.argv[1:] if argv is None else list(argv), prog=prog, positional=positional))
     except InputError as error:
         print(f"{name}: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -89,12 +91,12 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 def _to_lower(config: type | Mapping[str, type]) -> str:
     fields = () if isinstance(config, Mapping) else dataclasses.fields(config)
-    flags = [f"--{field.name.replace('_', '-')}" for field in fields if field.name in MEMORY_FLAGS]
+    flags = [flag_of(field.name) for field in fields if field.name in MEMORY_FLAGS]
     return f"; lower {', '.join(flags)}" if flags else ""
 
 
-def parse(config: type | Mapping[str, type], argv: list[str], *, prog: str) -> Any:
-    """Flags to dataclass. A field named ``config`` makes ``--config FILE`` supply defaults that flags override.
+def parse(config: type | Mapping[str, type], argv: list[str], *, prog: str, positional: bool = False) -> Any:
+    """Flags to dataclass. An optional field ``config`` makes ``--config FILE`` supply defaults that flags override.
 
     Raises:
       InputError: unknown or missing flags, bad values, an unreadable config file or unknown keys in it.
@@ -109,7 +111,13 @@ def parse(config: type | Mapping[str, type], argv: list[str], *, prog: str) -> A
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
-            return tyro.cli(target, prog=prog, args=argv, **defaults)
+            return tyro.cli(
+                target,
+                prog=prog,
+                args=argv,
+                config=(tyro.conf.PositionalRequiredArgs,) if positional else None,
+                **defaults,
+            )
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
@@ -125,10 +133,16 @@ def _one_line(box: str) -> str:
 
 
 def _defaults_from_file(config: type, argv: list[str]) -> dict[str, Any]:
-    path = _config_path(argv) if "config" in {f.name for f in dataclasses.fields(config)} else None
+    offered = any(f.name == "config" and f.default is None for f in dataclasses.fields(config))
+    path = _config_path(argv) if offered else None
     if path is None:
         return {}
     return {"default": from_mapping(config, read_yaml(path), source=path)}
+
+
+def flag_of(name: str) -> str:
+    """A setting's flag, as users type it."""
+    return "--" + name.replace("_", "-")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

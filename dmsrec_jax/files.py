@@ -1,6 +1,7 @@
 """Files that are whole or absent: staged writes, checked reads, hashes."""
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -11,7 +12,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -105,6 +106,21 @@ def staged_files(folder: Path, *, last: str) -> Iterator[Path]:
         if made:
             with contextlib.suppress(OSError):  # not empty: it worked
                 folder.rmdir()
+
+
+def locked(folder: Path) -> IO[bytes]:
+    """Takes the folder's file ``lock``, held until what is returned is closed, here and in processes that inherit it.
+
+    Raises:
+      InputError: another process holds it.
+    """
+    lock = (folder / "lock").open("ab")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise InputError(f"{folder}: another process is at work there") from None
+    return lock
 
 
 def _prefix(path: Path) -> str:

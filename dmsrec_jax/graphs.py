@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Num
 
 from dmsrec_jax.data.dataset import Sessions, Split
 
+segment_max = jraph.segment_max
 segment_softmax = jraph.segment_softmax
 segment_sum = jraph.segment_sum
 
@@ -117,6 +118,11 @@ class SessionBatch(NamedTuple):
     def sum_sessions(self, values: Num[Array, "rows *d"], session: Int[Array, "rows"]) -> Num[Array, "B *d"]:
         """Sums rows (of nodes or clicks) by session, leaving the dummy graph out."""
         return segment_sum(values, session, self.n_sessions + 1, indices_are_sorted=True)[:-1]
+
+    def seen(self, n: int) -> Bool[Array, "B n"]:
+        """Which of ``n`` items, the padding item among them, each session holds."""
+        held = jnp.zeros((self.n_sessions + 1, n), bool)
+        return held.at[self.node_session, self.graph.nodes].set(True)[:-1]
 
 
 def build_graphs(

@@ -3,7 +3,7 @@
 import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +12,12 @@ from flax import nnx
 from rich.console import Console
 
 from dmsrec_jax import cli
-from dmsrec_jax.backbones import BACKBONES
-from dmsrec_jax.config import ImportTorchConfig
+from dmsrec_jax.backbones import BACKBONES, own_score, reads
+from dmsrec_jax.config import ImportTorchConfig, Order
 from dmsrec_jax.data import SessionDataset
 from dmsrec_jax.errors import InputError
 from dmsrec_jax.files import staged_folder
-from dmsrec_jax.item_graph import build_item_graph
+from dmsrec_jax.item_graph import read_sessions
 from dmsrec_jax.model import ModelSettings
 from dmsrec_jax.runs import new_model, save_model, write_config
 
@@ -29,13 +29,14 @@ def import_torch(config: ImportTorchConfig) -> None:
     dataset = SessionDataset.load(config.dataset)
     weights = read_weights(config.weights)
     settings = settings_of(weights, config, dataset)
-    graph = build_item_graph(dataset.sessions, dataset.n_items, config.n_neighbors)
+    graph = read_sessions(reads(config.backbone), dataset.sessions, dataset.n_items, config.n_neighbors)
     program, params = new_model(settings, graph, jax.random.key(0))
-    assign(params, weights, BACKBONES[config.backbone].TORCH_KEYS, source=config.weights)
+    keys = torch_keys(config.backbone, params)
+    assign(params, weights, keys, source=config.weights)
     with staged_folder(config.out, marker="model.json", overwrite=config.overwrite) as staged:
         save_model(staged, settings, dataset, program, params)
         write_config(staged, config)
-    unused = sorted(weights.keys() - BACKBONES[config.backbone].TORCH_KEYS.keys())
+    unused = sorted(weights.keys() - keys.keys())
     console = Console(markup=False, highlight=False)
     if unused:
         console.print(f"not used by {config.backbone}: {', '.join(unused)}")
@@ -80,20 +81,38 @@ def settings_of(weights: Mapping[str, np.ndarray], config: ImportTorchConfig, da
     Raises:
       InputError: no item table, or one for another catalogue.
     """
-    table = weights.get("embedding.weight")
+    keys = {path: key for key, path in BACKBONES[config.backbone].TORCH_KEYS.items()}
+    of_items, of_positions = keys.get("items") or keys["items[1:]"], keys.get("backbone.positions", "")
+    table = weights.get(of_items)
     if table is None:
-        raise InputError(f"{config.weights}: no embedding.weight: not the weights of a {config.backbone}")
-    for key in ("embedding.weight", "pos_embedding.weight"):
+        raise InputError(f"{config.weights}: no {of_items}: not the weights of a {config.backbone}")
+    for key in (of_items, of_positions):
         if key in weights and (weights[key].ndim != 2 or not weights[key].size):
             raise InputError(f"{config.weights}: {key} has shape {weights[key].shape}; a table is due")
-    if len(table) != dataset.n_items + 1:
+    rows = dataset.n_items + ("items" in keys)
+    if len(table) != rows:
         raise InputError(
-            f"{config.weights}: embedding.weight has {len(table)} rows; {dataset.path} with its {dataset.n_items} "
-            f"items needs {dataset.n_items + 1}"
+            f"{config.weights}: {of_items} has {len(table)} rows; {dataset.path} with its {dataset.n_items} "
+            f"items needs {rows}"
         )
-    positions = weights.get("pos_embedding.weight")
-    n_positions = dataset.longest if positions is None else len(positions)
-    return ModelSettings(config.backbone, dataset.n_items, table.shape[1], "dot", n_positions, config.n_neighbors)
+    n_positions = len(weights[of_positions]) if of_positions in weights else dataset.longest
+    n_positions -= config.backbone == "miasrec"  # the mean has a place of its own
+    of_inner = keys.get("backbone.first.w_1.bias", "")
+    inner = weights[of_inner].size if of_inner in weights else 256
+    if n_positions < 1 or inner < 1:
+        raise InputError(f"{config.weights}: {of_positions if n_positions < 1 else of_inner} has too few rows")
+    order = weights["alpha"].size if config.backbone == "msgifsr" and "alpha" in weights else 1
+    if order not in get_args(Order):
+        raise InputError(f"{config.weights}: alpha has {order} weights; an order of 1 to 3 is due")
+    score = own_score(config.backbone)
+    sizes = table.shape[1], score, n_positions, config.n_neighbors
+    return ModelSettings(config.backbone, dataset.n_items, *sizes, order=order, inner=inner)
+
+
+def torch_keys(backbone: str, params: nnx.State) -> dict[str, str]:
+    """Those of the backbone's ``TORCH_KEYS`` that this model has: fewer in an MSGIFSR of a lower order."""
+    own = {".".join(map(str, path)) for path, _ in nnx.to_flat_state(params)}
+    return {key: path for key, path in BACKBONES[backbone].TORCH_KEYS.items() if _place(path) in own}
 
 
 def assign(params: nnx.State, weights: Mapping[str, np.ndarray], keys: Mapping[str, str], *, source: Path) -> None:
@@ -102,7 +121,8 @@ def assign(params: nnx.State, weights: Mapping[str, np.ndarray], keys: Mapping[s
     Args:
       params: parameters of a new model of the same shapes.
       weights: torch layout (``Linear.weight`` is [out, in]).
-      keys: a backbone's ``TORCH_KEYS``: state-dict key to parameter path, with ``.T`` where it is transposed.
+      keys: a backbone's ``TORCH_KEYS``: state-dict key to parameter path, with ``.T`` where it is transposed and
+        ``[1:]`` where it has no row for padding.
       source: named in errors.
 
     Raises:
@@ -113,7 +133,7 @@ def assign(params: nnx.State, weights: Mapping[str, np.ndarray], keys: Mapping[s
         if key not in weights:
             raise InputError(f"{source}: no {key}")
         holder, name = locate(tree, path)
-        value = torch_layout(weights[key], path)
+        value = own_layout(weights[key], path)
         if value.shape != holder[name].shape:
             raise InputError(f"{source}: {key} has shape {weights[key].shape}; {holder[name].shape} is due")
         if not (np.issubdtype(value.dtype, np.floating) and np.isfinite(value).all()):
@@ -124,15 +144,24 @@ def assign(params: nnx.State, weights: Mapping[str, np.ndarray], keys: Mapping[s
 
 def locate(tree: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
     """The dictionary that holds a parameter, and its name in there."""
-    *outer, name = path.removesuffix(".T").split(".")
+    *outer, name = _place(path).split(".")
     for part in outer:
         tree = tree[part]
     return tree, name
 
 
+def _place(path: str) -> str:
+    return path.removesuffix(".T").removesuffix("[1:]")
+
+
 def torch_layout(value: Any, path: str) -> Any:
-    """To or from torch's layout: transposed where the path says so."""
-    return value.T if path.endswith(".T") else value
+    """A parameter as the state dict has it: transposed, or without its row for padding, where the path says so."""
+    return value[1:] if path.endswith("[1:]") else value.T if path.endswith(".T") else value
+
+
+def own_layout(value: np.ndarray, path: str) -> np.ndarray:
+    """The reverse of `torch_layout`; a row for padding is zeros."""
+    return np.pad(value, ((1, 0), (0, 0))) if path.endswith("[1:]") else torch_layout(value, path)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

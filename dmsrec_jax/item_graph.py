@@ -1,12 +1,29 @@
-"""The global item graph of GCE-GNN (Wang et al. 2020, section 4.2): who is clicked near whom, over all sessions."""
+"""What all sessions say of items: GCE-GNN's global graph (Wang et al. 2020, section 4.2), and DHCN's hypergraph."""
 
 from typing import NamedTuple
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from dmsrec_jax.data.dataset import Sessions
 
 MAX_DISTANCE = 3
+
+
+class Members(NamedTuple):
+    """A hypergraph whose edges are sessions: a row for each distinct item of each, then padding in the last session.
+
+    It grows with the clicks, not with the square of the catalogue.
+    """
+
+    items: np.ndarray
+    """int32 [rows]; 0 for padding."""
+    sessions: np.ndarray
+    """int32 [rows], ascending."""
+    per_item: np.ndarray
+    """float32 [n_items + 1], one over the item's sessions; 0 where there are none."""
+    per_session: np.ndarray
+    """float32 [sessions + 1], one over the session's distinct items; 0 for padding."""
 
 
 class ItemGraph(NamedTuple):
@@ -16,6 +33,48 @@ class ItemGraph(NamedTuple):
     """int32 [n_items + 1, K], most frequent first."""
     counts: np.ndarray
     """float32 [n_items + 1, K], raw co-occurrence counts."""
+
+
+def build_members(sessions: Sessions, n_items: int, like: Sessions | None = None) -> Members:
+    """The hypergraph of sessions, without a Python loop.
+
+    Args:
+      sessions: at most as many as in ``like``, with at most as many clicks.
+      n_items: size of the catalogue.
+      like: give the arrays' sizes, so that models of any part of a data set have the same; left out: ``sessions``.
+    """
+    like = sessions if like is None else like
+    session = np.repeat(np.arange(len(sessions)), sessions.lengths)
+    session, item = np.divmod(np.unique(session * (n_items + 1) + np.asarray(sessions.items, np.int64)), n_items + 1)
+    padding = len(like.items) - len(item)
+
+    def one_over(owners: np.ndarray, n: int) -> np.ndarray:
+        count = np.bincount(owners, minlength=n)
+        return np.where(count > 0, 1.0 / np.maximum(count, 1), 0.0).astype(np.float32)
+
+    return Members(
+        np.pad(item, (0, padding)).astype(np.int32),
+        np.pad(session, (0, padding), constant_values=len(like)).astype(np.int32),
+        one_over(item, n_items + 1),
+        one_over(session, len(like) + 1),
+    )
+
+
+def mean_convolution(members: Members, layers: int) -> np.ndarray:
+    """The mean over 0 to ``layers`` convolutions, from items to sessions and back, as one matrix.
+
+    Returns:
+      float32 [n_items + 1, n_items + 1].
+    """
+    incidence = members.items, members.sessions
+    shape = len(members.per_item), len(members.per_session)
+    to_items = csr_array((members.per_item[members.items], incidence), shape)
+    of_sessions = csr_array((members.per_session[members.sessions], incidence), shape)
+    once, identity = (to_items @ of_sessions.T).toarray(), np.eye(shape[0], dtype=np.float32)
+    total = identity
+    for _ in range(layers if once.any() else 0):
+        total = identity + once @ total
+    return total / np.float32(layers + 1)
 
 
 def build_item_graph(sessions: Sessions, n_items: int, k: int = 12) -> ItemGraph:
@@ -53,3 +112,16 @@ def build_item_graph(sessions: Sessions, n_items: int, k: int = 12) -> ItemGraph
         np.where(linked, target[at], 0).astype(np.int32),
         np.where(linked, count[at], 0).astype(np.float32),
     )
+
+
+def read_sessions(
+    reads: type | None, sessions: Sessions, n_items: int, k: int, like: Sessions | None = None
+) -> ItemGraph | Members | None:
+    """What a backbone reads of all sessions: ``reads`` is its ``READS``, ``like`` that of `build_members`."""
+    if reads is Members:
+        return build_members(sessions, n_items, like)
+    return build_item_graph(sessions, n_items, k) if reads is ItemGraph else None
+
+
+NO_SESSIONS = Sessions(np.zeros(0, np.int32), np.zeros(1, np.int64))
+"""With the sizes of ``like``: a place for what was read of others to be loaded into."""

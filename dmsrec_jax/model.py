@@ -11,14 +11,16 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from dmsrec_jax.alignment import ALIGNMENTS, RELEASED_ALIGNMENTS
-from dmsrec_jax.backbones import BACKBONES
+from dmsrec_jax.backbones import BACKBONES, own_score, rates
 from dmsrec_jax.graphs import SessionBatch
-from dmsrec_jax.item_graph import ItemGraph
-from dmsrec_jax.layers import Constant, parameter, unit
+from dmsrec_jax.item_graph import ItemGraph, Members
+from dmsrec_jax.layers import Constant, Reading, parameter, unit
 from dmsrec_jax.semantics import Fused, ReleasedSemantics, Semantics
 
 COSINE_SCALE = 12.0
 """Factor on cosine scores, as in MSGIFSR (Guo et al., WSDM 2022)."""
+NEAREST = 3
+"""Items whose id embeddings a new item takes the mean of."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,12 @@ class ModelSettings:
     """Intents left out; see `semantics.ABLATIONS`."""
     d_title: int = 0
     """Width of encoded titles; 0: items are ids alone."""
+    released_padding: int | None = None
+    """Clicks to which sessions are padded, as released, where that matters. None: a session's clicks alone count."""
+    order: int = 1
+    """msgifsr: clicks of its longest intent units."""
+    inner: int = 256
+    """miasrec: width of its feed-forward layers."""
 
 
 class Hyper(NamedTuple):
@@ -53,6 +61,9 @@ class Hyper(NamedTuple):
     l2: Any
     dropout_global: Any = None
     dropout_local: Any = None
+    feature_dropout: Any = None
+    dropout_layers: Any = None
+    self_supervision: Any = None
     align: Any = None
     """Place of the alignment in `alignment.ALIGNMENTS`."""
     align_weight: Any = None
@@ -65,20 +76,31 @@ class Hyper(NamedTuple):
     intent_dropout: Any = None
 
 
+class Representation(NamedTuple):
+    """Sessions as they are scored."""
+
+    z: Float[Array, "rows d"]
+    """Session vectors, fused with intents in a fused model."""
+    reading: Reading
+    fused: Fused | None
+
+
 class SessionModel(nnx.Module):
     """Scores all items for the next click: eq. (8) to (15) of the LLM-DMsRec paper."""
 
     def __init__(
         self,
         settings: ModelSettings,
-        item_graph: ItemGraph | None,
+        item_graph: ItemGraph | Members | None,
         item_text: np.ndarray | None = None,
         *,
         rngs: nnx.Rngs,
     ) -> None:
         d = settings.d
-        self.cosine = settings.score == "cosine"
+        # A backbone whose scores are cosines anyway makes its vectors unit where it needs them so.
+        self.cosine = settings.score == "cosine" and own_score(settings.backbone) == "dot"
         self.items = parameter(d, settings.n_items + 1, d, rngs=rngs)
+        self.rates = rates(settings.backbone)
         self.backbone = BACKBONES[settings.backbone].build(settings, item_graph, rngs)
         self.semantics: Any = _semantics(settings, rngs)
         self.released = settings.semantics == "released"
@@ -108,7 +130,7 @@ class SessionModel(nnx.Module):
         key: PRNGKeyArray | None = None,
         whole_batch: Callable[[Array], Array] = lambda rows: rows,
     ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        """The two terms of eq. (15): the sum of the sessions' cross-entropies, and λ · L_align (0 in a plain backbone).
+        """The sum of the sessions' cross-entropies, and what eq. (15) and the backbone add for the whole batch.
 
         Args:
           batch: sessions; empty places count for nothing.
@@ -118,30 +140,55 @@ class SessionModel(nnx.Module):
             compare a session with the others of its batch.
         """
         vectors = self.item_vectors()
-        if self.semantics is None:
-            recommendation, _ = cross_entropy(self.score(self.represent(vectors, batch, hyper, key), vectors), batch)
-            return recommendation, jnp.zeros(())
-        fused = self.fuse(vectors, batch, hyper, key)
-        recommendation, _ = cross_entropy(self.score(fused.z, vectors), batch)
-        explicit, latent = self.align(jax.tree.map(whole_batch, fused), hyper)
-        return recommendation, hyper.align_weight * (hyper.alpha * explicit + hyper.beta * latent)
+        sessions = self.represent(vectors, batch, hyper, key)
+        recommendation, _ = cross_entropy(self.score(sessions, vectors), batch)
+        added = jnp.zeros(())
+        if key is not None:
+            key, rates = jax.random.fold_in(key, 2), _rates(hyper, *self.rates)
+            added += self.backbone.own_loss(self.table(), sessions.reading, batch, whole_batch, key, **rates)
+        if sessions.fused is not None:
+            explicit, latent = self.align(jax.tree.map(whole_batch, sessions.fused), hyper)
+            added += hyper.align_weight * (hyper.alpha * explicit + hyper.beta * latent)
+        return recommendation, added
 
     def align(self, fused: Fused, hyper: Hyper) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """L_E and L_L of eq. (11), by the alignment that ``hyper`` names."""
         alignments = (RELEASED_ALIGNMENTS if self.released else ALIGNMENTS).values()
-        of_both = [jax.vmap(alignment, in_axes=(None, 0, None)) for alignment in alignments]
-        semantic = jnp.stack([fused.explicit, fused.latent])
+        of_both = [jax.vmap(alignment, in_axes=(0, 0, None)) for alignment in alignments]
+        structural, semantic = jnp.stack(fused.structural), jnp.stack([fused.explicit, fused.latent])
         which = jnp.asarray(hyper.align, jnp.int32)
-        terms = jax.lax.switch(which, of_both, fused.structural, semantic, fused.aligned)
+        terms = jax.lax.switch(which, of_both, structural, semantic, fused.aligned)
         explicit, latent = terms * self.semantics.takes_part[...]
         return explicit, latent
 
     def item_vectors(self) -> Float[Array, "items d"]:
-        """What clicks are read from and scores are taken with; with titles, id embedding + W · title's vector."""
+        """What clicks are read from and scores are taken with: the table as the backbone changes it."""
+        vectors = self.backbone.items(self.table())
+        return unit(vectors) if self.cosine else vectors
+
+    def table(self) -> Float[Array, "items d"]:
+        """A vector for each item: its embedding; with titles, id embedding + W · title's vector."""
         vectors = self.items[...]
         if self.title_map is not None:
             vectors += self.item_text[...].astype(jnp.float32) @ self.title_map[...]
-        return unit(vectors) if self.cosine else vectors
+        return vectors
+
+    def add_items(self, item_text: np.ndarray) -> None:
+        """Adds items never clicked to the end of the catalogue, in place; their titles are all that is known of them.
+
+        Their id part is the mean of those of the `NEAREST` items whose titles are closest by cosine, or of all items
+        where a title is missing: scores follow the id parts that were learned, and a title's map alone, or with the
+        mean of all, hardly comes before items that were clicked (docs/results.md). In the global graph they have no
+        neighbours.
+
+        Args:
+          item_text: [m, d_title], their encoded titles.
+        """
+        ids, known = self.items[...], self.item_text[...].astype(jnp.float32)
+        parts = _nearest_means(jnp.asarray(item_text, jnp.float32), known[1:], ids[1:])
+        self.items = nnx.Param(jnp.concatenate([ids, parts]))
+        self.item_text = Constant(jnp.concatenate([self.item_text[...], jnp.asarray(item_text, jnp.float16)]))
+        self.backbone.add_items(len(item_text))
 
     def represent(
         self,
@@ -149,27 +196,34 @@ class SessionModel(nnx.Module):
         batch: SessionBatch,
         hyper: Hyper | None = None,
         key: PRNGKeyArray | None = None,
-    ) -> Float[Array, "B d"]:
-        """The session vectors z."""
-        if self.semantics is not None:
-            return self.fuse(vectors, batch, hyper, key).z
-        return self.backbone(vectors, batch, key=key, **_rates(hyper, "dropout_global", "dropout_local"))
+    ) -> Representation:
+        """The session vectors: z_S of eq. (8), or z of eq. (9) with the vectors that are aligned."""
+        reading = self.backbone(vectors, batch, key=key, **_rates(hyper, *self.rates))
+        if self.semantics is None:
+            return Representation(reading.z, reading, None)
+        fused = self.semantics(reading, batch, key=key, **_rates(hyper, "semantic_dropout", "intent_dropout"))
+        return Representation(fused.z, reading, fused)
 
-    def fuse(
-        self,
-        vectors: Float[Array, "items d"],
-        batch: SessionBatch,
-        hyper: Hyper | None = None,
-        key: PRNGKeyArray | None = None,
-    ) -> Fused:
-        """The session vectors z of eq. (9), and the vectors that are aligned."""
-        rates = _rates(hyper, "dropout_global", "dropout_local", "semantic_dropout", "intent_dropout")
-        return self.semantics(self.backbone, vectors, batch, key=key, **rates)
+    def score(self, sessions: Representation, vectors: Float[Array, "items d"]) -> Float[Array, "B items"]:
+        """z · Eᵀ, their cosines × 12, or the backbone's own scores, for all rows of the table, the padding row too."""
+        return self.backbone.score(sessions.z, sessions.reading, vectors, COSINE_SCALE if self.cosine else None)
 
-    def score(self, z: Float[Array, "B d"], vectors: Float[Array, "items d"]) -> Float[Array, "B items"]:
-        """z · Eᵀ, or their cosines × 12, for all rows of the table, the padding row too."""
-        z = unit(z) * COSINE_SCALE if self.cosine else z
-        return z @ vectors.T
+
+def _nearest_means(
+    titles: Float[Array, "new d_title"], known: Float[Array, "items d_title"], ids: Float[Array, "items d"]
+) -> Float[Array, "new d"]:
+    """For each title the mean of the ids of the closest known ones; of all where there is no title."""
+    titled = known.any(1)
+    nearest = min(NEAREST, int(titled.sum()))
+    directions, of_all = unit(known), ids.mean(0)
+    if not nearest:
+        return jnp.broadcast_to(of_all, (len(titles), len(of_all)))
+
+    def mean(title: Float[Array, "d_title"]) -> Float[Array, "d"]:
+        closest = jax.lax.top_k(jnp.where(titled, directions @ title, -jnp.inf), nearest)[1]
+        return jnp.where(title.any(), ids[closest].mean(0), of_all)
+
+    return jax.lax.map(mean, titles, batch_size=1024)  # so that memory does not grow with both sizes
 
 
 def _semantics(settings: ModelSettings, rngs: nnx.Rngs) -> Semantics | None:

@@ -8,7 +8,10 @@ from typing import Any
 from rich.console import Console
 
 from dmsrec_jax import cli
-from dmsrec_jax.config import (
+from dmsrec_jax.data import demo
+from dmsrec_jax.data.amazon import read_amazon
+from dmsrec_jax.data.clicklog import read_log
+from dmsrec_jax.data.config import (
     Prepare,
     PrepareAmazon,
     PrepareCsv,
@@ -19,9 +22,6 @@ from dmsrec_jax.config import (
     PrepareParquet,
     PreparePickle,
 )
-from dmsrec_jax.data import demo
-from dmsrec_jax.data.amazon import read_amazon
-from dmsrec_jax.data.clicklog import read_log
 from dmsrec_jax.data.movielens import read_movielens
 from dmsrec_jax.data.npz import read_npz
 from dmsrec_jax.data.srgnn_pickle import read_pickles
@@ -68,7 +68,7 @@ def _read(config: Prepare) -> tuple[Prepared, dict[str, Any]]:
         case PrepareAmazon():
             return read_amazon(config), _provenance(config)
         case PrepareNpz():
-            return read_npz(config.raw), _provenance(config)
+            return read_npz(config), _provenance(config)
         case PreparePickle():
             return read_pickles(config.raw), _provenance(config)
     raise TypeError(f"no source for {type(config).__name__}")

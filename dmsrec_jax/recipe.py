@@ -4,11 +4,13 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from dmsrec_jax.alignment import ALIGNMENTS
 from dmsrec_jax.artifacts import Intents, read_intents, read_item_text
-from dmsrec_jax.backbones import BACKBONES
+from dmsrec_jax.backbones import BACKBONES, own_score, padded, rates, reads
+from dmsrec_jax.cli import flag_of
 from dmsrec_jax.config import TrainConfig
 from dmsrec_jax.data import SessionDataset, Sessions, Split
 from dmsrec_jax.data.splits import validation_split
@@ -16,19 +18,22 @@ from dmsrec_jax.errors import InputError
 from dmsrec_jax.files import read_json, sha256
 from dmsrec_jax.graphs import IntentRows
 from dmsrec_jax.intents import intent_rows
-from dmsrec_jax.item_graph import ItemGraph, build_item_graph
+from dmsrec_jax.item_graph import ItemGraph, Members, read_sessions
 from dmsrec_jax.layers import ReleasedFusion
 from dmsrec_jax.model import Hyper, ModelSettings
 
 ALIGN_WEIGHT = 0.7
 """λ where neither a flag nor the released code gives one: that of the GCE-GNN in the paper's tables and figures."""
 
-AT_LEAST = dict.fromkeys(("batch_size", "epochs", "patience", "lr_decay_every", "d", "n_neighbors"), 1) | dict.fromkeys(
+AT_LEAST = dict.fromkeys(
+    ("batch_size", "epochs", "patience", "lr_decay_every", "d", "n_neighbors", "released_padding"), 1
+) | dict.fromkeys(
     ("lr", "lr_decay", "lr_first_decay", "l2", "dropout_global", "dropout_local", "validation_fraction", "seed"), 0
 )
 AT_LEAST |= dict.fromkeys(("align_weight", "alpha", "beta", "semantic_dropout", "intent_dropout", "device_data_mb"), 0)
+AT_LEAST |= {"feature_dropout": 0, "dropout_layers": 0, "self_supervision": 0}
 BELOW = {"dropout_global": 1, "dropout_local": 1, "validation_fraction": 1, "seed": 2**32}
-BELOW |= {"semantic_dropout": 1, "intent_dropout": 1}
+BELOW |= {"semantic_dropout": 1, "intent_dropout": 1, "feature_dropout": 1, "dropout_layers": 1}
 BELOW |= {"d": 2**16, "batch_size": 2**20}  # XLA aborts the process where sizes overflow
 """Numbers that flags accept."""
 
@@ -67,17 +72,19 @@ def check_flags(config: TrainConfig) -> None:
         value, limit = getattr(config, name), BELOW.get(name, math.inf)
         if value is not None and not least <= value < limit:
             bounds = f"at least {least}" + (f" and below {limit}" if name in BELOW else "")
-            raise InputError(f"{_flag(name)} {value}: {bounds} is due")
+            raise InputError(f"{flag_of(name)} {value}: {bounds} is due")
     plain = TrainConfig(config.backbone)
     for name in FUSED_FLAGS if config.intents is None else ():
         if getattr(config, name) != getattr(plain, name):
-            raise InputError(f"{_flag(name)} {getattr(config, name)}: needs --intents")
+            raise InputError(f"{flag_of(name)} {getattr(config, name)}: needs --intents")
+    if config.released_padding is not None and not padded(config.backbone):
+        raise InputError(f"--released-padding {config.released_padding}: {config.backbone} never sees padding")
+    if config.order > 1 and config.backbone != "msgifsr":
+        raise InputError(f"--order {config.order}: needs --backbone msgifsr")
+    if config.score == "dot" and own_score(config.backbone) == "cosine":
+        raise InputError(f"--score dot: the scores of {config.backbone} are cosines")
     if config.semantics == "released":
         released(config)
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
 
 
 def read_artifacts(config: TrainConfig, dataset: SessionDataset) -> Inputs:
@@ -114,33 +121,37 @@ def parts(config: TrainConfig, inputs: Inputs) -> Parts:
     )
 
 
-def item_graph(config: TrainConfig, dataset: SessionDataset, sessions: Sessions) -> ItemGraph | None:
-    """The global graph of whole training sessions, for backbones that read it."""
-    return build_item_graph(sessions, dataset.n_items, config.n_neighbors) if config.backbone == "gcegnn" else None
+def item_graph(config: TrainConfig, dataset: SessionDataset, sessions: Sessions) -> ItemGraph | Members | None:
+    """What the backbone reads of whole training sessions."""
+    return read_sessions(reads(config.backbone), sessions, dataset.n_items, config.n_neighbors, dataset.sessions)
 
 
 def model_settings(config: TrainConfig, inputs: Inputs) -> ModelSettings:
     intents, item_text = inputs.intents, inputs.item_text
+    longest, padding = inputs.dataset.longest, config.released_padding
+    if padding is not None and padding < longest:
+        raise InputError(f"--released-padding {padding}: the longest session has {longest} clicks")
     return ModelSettings(
         config.backbone,
         inputs.dataset.n_items,
         config.d,
-        config.score,
-        inputs.dataset.longest,
+        config.score or own_score(config.backbone),
+        longest,
         config.n_neighbors,
         semantics=None if intents is None else config.semantics,
         d_text=0 if intents is None else intents.embeddings.shape[1],
         ablation=config.ablation,
         d_title=0 if item_text is None else item_text.shape[1],
+        released_padding=padding,
+        order=config.order,
     )
 
 
 def hyper(config: TrainConfig) -> Hyper:
-    """The traced settings; a dropout of 0 is left out of the program."""
+    """The traced settings; a rate of 0 is left out of the program."""
     first = config.lr_decay_every if config.lr_first_decay is None else config.lr_first_decay
     found = Hyper(config.lr, config.lr_decay, config.lr_decay_every, first, config.l2)
-    if config.backbone == "gcegnn":
-        found = found._replace(dropout_global=config.dropout_global or None, dropout_local=config.dropout_local or None)
+    found = found._replace(**{name: getattr(config, name) or None for name in rates(config.backbone)})
     if config.intents is None:
         return found
     weight, dropout = config.align_weight, config.semantic_dropout
@@ -157,9 +168,17 @@ def hyper(config: TrainConfig) -> Hyper:
     )
 
 
+def run_keys(seed: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """PRNG keys of a run's initial values, dropout and orders."""
+    init, dropout, order = jax.random.split(jax.random.key(seed), 3)
+    return init, dropout, order
+
+
 def released(config: TrainConfig) -> ReleasedFusion:
     """How the released code fuses this backbone."""
     form = getattr(BACKBONES[config.backbone], "RELEASED", None)
     if form is None:
         raise InputError(f"--semantics released: the released code has no fused {config.backbone}")
+    if config.order > 1:
+        raise InputError(f"--semantics released: the released code has no fused {config.backbone} of --order 2 or 3")
     return form

@@ -11,44 +11,60 @@ from rich.console import Console
 from rich.table import Table
 
 from dmsrec_jax import cli
+from dmsrec_jax.artifacts import NewItems, read_new_items
 from dmsrec_jax.config import RecommendConfig
 from dmsrec_jax.data import Sessions
 from dmsrec_jax.errors import InputError
 from dmsrec_jax.graphs import Budget, build_graphs, pad_graphs
+from dmsrec_jax.results import read_results
 from dmsrec_jax.runs import Run, load_run
-from dmsrec_jax.steps import eval_top
+from dmsrec_jax.steps import eval_top, split_model
 
 BATCH = 256
 """Most sessions per device call."""
 
 
 class Recommender:
-    """A trained model that ranks the catalogue for live sessions.
+    """A trained model that ranks the catalogue, and items that are new to it, for live sessions.
 
     >>> recommender = Recommender.load("runs/demo-gcegnn-0")  # doctest: +SKIP
     >>> items, scores = recommender.recommend([["Toy Story", "Jumanji"]], k=5)  # doctest: +SKIP
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, new_items: NewItems | None = None) -> None:
         self._run = run
         self.titles = run.dataset.titles
         self.item_ids = run.dataset.item_ids
+        self._program, self._params = run.program, run.params
+        if new_items is not None:
+            self.titles = (self.titles or [""] * len(self.item_ids)) + new_items.titles.tolist()
+            self.item_ids = self.item_ids + new_items.ids.tolist()
+            model = run.model
+            model.add_items(new_items.embeddings)
+            self._program, self._params = split_model(model)
+        self.n_known = run.dataset.n_items
+        self.n_items = len(self.item_ids) - 1
         self._top = jax.jit(
-            partial(eval_top, graphdef=run.program.graphdef), static_argnames=("budget", "k", "exclude_seen")
+            partial(eval_top, graphdef=self._program.graphdef), static_argnames=("budget", "k", "exclude_seen")
         )
 
     @classmethod
-    def load(cls, run: str | Path, dataset: str | Path | None = None) -> "Recommender":
+    def load(
+        cls, run: str | Path, dataset: str | Path | None = None, new_items: str | Path | None = None
+    ) -> "Recommender":
         """Opens a run folder.
 
         Args:
           run: folder written by `train` or `import_torch`.
           dataset: where the run's dataset is now; the recorded path if left out.
+          new_items: folder written by ``python -m llm_stage.encode_items --new-items``: items never clicked that are
+            ranked with the others, and may be clicks of sessions. Their ids are n_items + 1 and on, in its order.
 
         Raises:
-          InputError: no model there, or not its dataset.
+          InputError: no model there, not its dataset, or new items that it cannot place.
         """
-        return cls(load_run(Path(run), None if dataset is None else Path(dataset)))
+        loaded = load_run(Path(run), None if dataset is None else Path(dataset))
+        return cls(loaded, None if new_items is None else _new_items(Path(new_items), loaded))
 
     def recommend(
         self, sessions: Sequence[Sequence[int | str]], k: int = 20, exclude_seen: bool = True
@@ -70,7 +86,7 @@ class Recommender:
         for number, row in enumerate(rows):
             if not row:
                 raise InputError(f"session {number}: has no clicks")
-        room = self._run.dataset.n_items - (max((len(set(row)) for row in rows), default=0) if exclude_seen else 0)
+        room = self.n_items - (max((len(set(row)) for row in rows), default=0) if exclude_seen else 0)
         if not 1 <= k <= room:
             raise InputError(f"k = {k}: 1 to {room} items can be recommended here")
         parts = [self._batch(rows[i : i + BATCH], k, exclude_seen) for i in range(0, len(rows), BATCH)]
@@ -86,8 +102,8 @@ class Recommender:
           InputError: it is unknown, or several items have that title.
         """
         if isinstance(name, int | np.integer):
-            if not 1 <= name <= self._run.dataset.n_items:
-                raise InputError(f"item {name}: ids run from 1 to {self._run.dataset.n_items}")
+            if not 1 <= name <= self.n_items:
+                raise InputError(f"item {name}: ids run from 1 to {self.n_items}")
             return int(name)
         if name in self._by_raw_id:
             return self._by_raw_id[name]
@@ -122,19 +138,37 @@ class Recommender:
         budget = Budget(_power_of_two(len(rows)), clicks, clicks, clicks)
         device_graphs = jax.tree.map(jnp.asarray, pad_graphs(graphs, budget))
         order = jnp.arange(budget.sessions, dtype=jnp.int32)[None]
-        program, params = self._run.program, self._run.params
+        program, params = self._program, self._params
         unread = int((sessions.lengths - read.lengths).max()) if exclude_seen else 0
-        wanted = min(_power_of_two(k + unread), self._run.dataset.n_items) if unread else k
+        wanted = min(_power_of_two(k + unread), self.n_items) if unread else k
         found = self._top(
             program.constants, params, device_graphs, order, budget=budget, k=wanted, exclude_seen=exclude_seen
         )
         items, scores = (np.asarray(array)[0, : len(rows)] for array in found)
         if unread:  # the program leaves out the clicks it reads; earlier ones move behind the rest here
-            seen = np.zeros((len(rows), self._run.dataset.n_items + 1), bool)
+            seen = np.zeros((len(rows), self.n_items + 1), bool)
             seen[np.repeat(np.arange(len(rows)), sessions.lengths), sessions.items] = True
             unseen_first = np.argsort(np.take_along_axis(seen, items, 1), axis=1, kind="stable")[:, :k]
             items, scores = (np.take_along_axis(array, unseen_first, 1) for array in (items, scores))
         return items, scores
+
+
+def _new_items(folder: Path, run: Run) -> NewItems:
+    """Reads new items whose titles are encoded as those that the run was trained with."""
+    if not run.settings.d_title:
+        raise InputError(f"--new-items {folder}: {run.path} knows items by id alone; train it with --item-text")
+    items = read_new_items(folder, run.dataset)
+    width = items.embeddings.shape[1]
+    if width != run.settings.d_title:
+        raise InputError(f"{folder}: vectors of width {width}; {run.path} takes {run.settings.d_title}")
+    trained = (read_results(run.path).get("item_text") or {}).get("provenance") or {}
+    for key in sorted({*trained, *items.provenance} - {"embedding_dtype"}):
+        if trained.get(key) != items.provenance.get(key):
+            raise InputError(
+                f"{folder}: titles encoded with {key} {items.provenance.get(key)}; {run.path} was trained with "
+                f"{trained.get(key)}"
+            )
+    return items
 
 
 def _power_of_two(n: int) -> int:
@@ -143,7 +177,7 @@ def _power_of_two(n: int) -> int:
 
 def recommend(config: RecommendConfig) -> None:
     """Prints a table of recommendations for one session."""
-    recommender = Recommender.load(config.run, config.dataset)
+    recommender = Recommender.load(config.run, config.dataset, config.new_items)
     session = [name.strip() for name in config.session.split(";") if name.strip()]
     if not session:
         raise InputError("--session: titles or ids separated by ';' are due")
@@ -156,10 +190,11 @@ def recommend(config: RecommendConfig) -> None:
     if unknown:
         raise InputError("--session: " + "; ".join(unknown))
     items, scores = recommender.recommend([list(session)], config.k, config.exclude_seen)
-    table = Table("rank", "id", "title", "score")
+    table = Table("rank", "id", "title", "score", *(["new"] if config.new_items else []))
     for rank, (item, score) in enumerate(zip(items[0].tolist(), scores[0].tolist(), strict=True), start=1):
         title = recommender.titles[item] if recommender.titles else ""
-        table.add_row(str(rank), recommender.item_ids[item], title, f"{score:.3f}")
+        new = ["new" if item > recommender.n_known else ""] if config.new_items else []
+        table.add_row(str(rank), recommender.item_ids[item], title, f"{score:.3f}", *new)
     Console(markup=False, highlight=False).print(table)
 
 

@@ -17,10 +17,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from dmsrec_jax.bootstrap import chain_bootstrap, interval
+from dmsrec_jax.config import EvaluateConfig, ReportConfig
 from dmsrec_jax.data import SessionDataset
 from dmsrec_jax.errors import InputError
 from dmsrec_jax.files import read_json, read_npy, write_json, write_npy
-from dmsrec_jax.metrics import METRICS, VIEWS
+from dmsrec_jax.metrics import METRICS, VIEWS, by_view, contributions
 
 Cell = Callable[[str, str], str]
 
@@ -31,6 +33,21 @@ _CAPTION = "Percent, full ranking over all items. HR@K is the paper's P@K. Seen:
 def dataset_identity(dataset: SessionDataset) -> dict[str, str]:
     """How results and models refer to their dataset."""
     return {"path": str(dataset.path.absolute()), "name": dataset.name, "hash": dataset.hash}
+
+
+def dataset_of(run: Path, about: Mapping[str, Any], dataset: SessionDataset) -> SessionDataset:
+    """The run's dataset: this one, or its own with the same test set, such as one whose training rows are prefixes.
+
+    Raises:
+      InputError: it was made on another one, whose test set is not the same or is no longer there.
+    """
+    digest, path = about["dataset"]["hash"], Path(about["dataset"]["path"])
+    if digest == dataset.hash:
+        return dataset
+    own = SessionDataset.load(path) if (path / "meta.json").is_file() else None
+    if own is None or own.hash != digest or not own.has_same_test(dataset):
+        raise InputError(f"{run}: a run on another dataset ({path}) than {dataset.path}, by hash")
+    return own
 
 
 def write_results(run: Path, results: Mapping[str, Any]) -> None:
@@ -74,9 +91,37 @@ def read_ranks(run: Path, n_test: int) -> np.ndarray:
     return ranks
 
 
+def percent(ranks: np.ndarray) -> np.ndarray:
+    """What each row adds to each metric, `contributions` in percent."""
+    return 100 * contributions(ranks)
+
+
+def intervals(
+    values: np.ndarray, dataset: SessionDataset, config: EvaluateConfig | ReportConfig
+) -> dict[str, dict[str, Any]]:
+    """Chain-clustered 95 % intervals of the means of test rows' `percent`: by view and metric [low, high]."""
+    return by_view(_intervals(values, dataset, config))
+
+
+def differences(
+    values: np.ndarray, dataset: SessionDataset, config: EvaluateConfig | ReportConfig
+) -> dict[str, dict[str, Any]]:
+    """The same of differences between two runs' rows, which pairs them: [difference, low, high]."""
+    return by_view(np.concatenate([values.mean(axis=0)[:, None], _intervals(values, dataset, config)], axis=1))
+
+
+def _intervals(values: np.ndarray, dataset: SessionDataset, config: EvaluateConfig | ReportConfig) -> np.ndarray:
+    return interval(chain_bootstrap(values, dataset.test.chains, resamples=config.bootstrap, seed=config.seed))
+
+
 def print_results(runs: Mapping[str, Mapping[str, Any]], console: Console | None = None) -> None:
-    """Prints one table of several runs' results by name; "intervals", where a run has them, as ± half their width."""
+    """Prints one table of several runs' results by name.
+
+    Behind ± stands half the width of "intervals", or of several seeds "std", where results have them.
+    """
     caption = _CAPTION
+    if any("std" in results for results in runs.values()):
+        caption += " ±: standard deviation over seeds."
     if any("intervals" in results for results in runs.values()):
         caption += " ±: half the 95 % interval, chains of prefixes resampled together."
     if any(results.get("protocol") == "paper" for results in runs.values()):
@@ -92,6 +137,8 @@ def label(name: str, results: Mapping[str, Any]) -> str:
 def _cell(results: Mapping[str, Any]) -> Cell:
     def text(view: str, metric: str) -> str:
         value = f"{results['test'][view][metric]:.2f}"
+        if "std" in results:
+            return f"{value}\n±{results['std'][view][metric]:.2f}"
         if "intervals" not in results:
             return value
         low, high = results["intervals"][view][metric]

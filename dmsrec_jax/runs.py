@@ -17,13 +17,14 @@ import numpy as np
 import yaml
 from flax import nnx
 
-from dmsrec_jax.artifacts import read_intents
+from dmsrec_jax.artifacts import Intents, read_intents
+from dmsrec_jax.backbones import reads
 from dmsrec_jax.checkpoint import load_arrays, save_arrays
 from dmsrec_jax.data import SessionDataset
 from dmsrec_jax.errors import InputError
 from dmsrec_jax.files import read_json, sha256, staged_file, write_json
 from dmsrec_jax.intents import intent_rows
-from dmsrec_jax.item_graph import ItemGraph
+from dmsrec_jax.item_graph import NO_SESSIONS, ItemGraph, Members, read_sessions
 from dmsrec_jax.model import ModelSettings, SessionModel
 from dmsrec_jax.results import dataset_identity
 from dmsrec_jax.scoring import Scorer
@@ -44,35 +45,48 @@ class Run:
     intents: Path | None
     """The intents folder a fused model was trained with."""
 
-    def scorer(self, part: str, intents: Path | None = None) -> Scorer:
-        """The sessions of a part of the dataset, ready to be scored.
+    @property
+    def model(self) -> SessionModel:
+        """The model with its parameters."""
+        return nnx.merge(self.program.graphdef, self.params, self.program.constants)
+
+    @property
+    def item_text(self) -> np.ndarray | None:
+        """The encoded titles that the model holds, float16 [n_items + 1, d_title]; None where items are ids alone."""
+        return np.asarray(self.model.item_text[...]) if self.settings.d_title else None
+
+    def read_intents(self, folder: Path | None = None) -> Intents | None:
+        """A fused model's intents; None for a plain one.
 
         Args:
-          part: train or test.
-          intents: where a fused model's intents are now; the recorded path if left out.
+          folder: where they are now; the recorded path if left out.
 
         Raises:
-          InputError: a fused model's intents are missing or do not fit.
+          InputError: they are missing or do not fit.
         """
-        rows = None
-        if self.settings.semantics:
-            folder = intents or self.intents
-            if folder is None:
-                raise InputError(f"{self.path}: a fused model; --intents is due")
-            read = read_intents(folder, self.dataset)
-            width = read.embeddings.shape[1]
-            if width != self.settings.d_text:
-                raise InputError(f"{folder}: vectors of width {width}; {self.path} takes {self.settings.d_text}")
-            rows = intent_rows(getattr(read, part), read.embeddings)
+        if not self.settings.semantics:
+            return None
+        folder = folder or self.intents
+        if folder is None:
+            raise InputError(f"{self.path}: a fused model; --intents is due")
+        intents = read_intents(folder, self.dataset)
+        width = intents.embeddings.shape[1]
+        if width != self.settings.d_text:
+            raise InputError(f"{folder}: vectors of width {width}; {self.path} takes {self.settings.d_text}")
+        return intents
+
+    def scorer(self, part: str, intents: Intents | None) -> Scorer:
+        """The sessions of a part of the dataset (train or test), ready to be scored; ``intents`` as read."""
+        rows = None if intents is None else intent_rows(getattr(intents, part), intents.embeddings)
         return Scorer(self.program, getattr(self.dataset, part), self.settings.n_positions, rows)
 
     def score_test(self) -> np.ndarray:
         """Ranks of the test targets, int32 [n_test, 2]."""
-        return self.scorer("test").ranks(self.params)
+        return self.scorer("test", self.read_intents()).ranks(self.params)
 
 
 def new_model(
-    settings: ModelSettings, item_graph: ItemGraph | None, key: jax.Array, item_text: np.ndarray | None = None
+    settings: ModelSettings, item_graph: ItemGraph | Members | None, key: jax.Array, item_text: np.ndarray | None = None
 ) -> tuple[ModelProgram, nnx.State]:
     """A freshly initialised model, split into program and parameters."""
     return split_model(SessionModel(settings, item_graph, item_text, rngs=nnx.Rngs(params=key)))
@@ -120,12 +134,24 @@ def load_run(path: Path, dataset: Path | None = None) -> Run:
         if opened.hash != recorded["hash"]:
             raise InputError(f"{opened.path}: not the dataset {path} was trained on ({recorded['name']}, by hash)")
         intents = Path(description["intents"]) if description.get("intents") else None
-        sizes = (settings.d, settings.n_positions, settings.n_neighbors, settings.d_text + 1, settings.d_title + 1)
+        padding = 1 if settings.released_padding is None else settings.released_padding
+        widths = (settings.d_text + 1, settings.d_title + 1)
+        sizes = (
+            settings.order,
+            settings.inner,
+            settings.d,
+            settings.n_positions,
+            settings.n_neighbors,
+            padding,
+            *widths,
+        )
         if settings.n_items != opened.n_items or not all(isinstance(size, int) and size > 0 for size in sizes):
             raise ValueError
         titles = np.zeros((settings.n_items + 1, settings.d_title), np.float16) if settings.d_title else None
-        empty = np.zeros((settings.n_items + 1, settings.n_neighbors))
-        graph = ItemGraph(empty.astype(np.int32), empty.astype(np.float32))
+        # Of the right sizes; what it says is loaded below.
+        graph = read_sessions(
+            reads(settings.backbone), NO_SESSIONS, settings.n_items, settings.n_neighbors, opened.sessions
+        )
         program, params = new_model(settings, graph, jax.random.key(0), titles)
     except (KeyError, TypeError, ValueError):
         raise InputError(f"{path / 'model.json'}: not the description of a model") from None

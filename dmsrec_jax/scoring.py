@@ -1,4 +1,4 @@
-"""Scores whole sets of sessions on the device: ranks of their targets, or their top items."""
+"""Scores whole sets of sessions on the device: ranks of their targets, their top items, their logits."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,7 +13,7 @@ from dmsrec_jax.data.dataset import Sessions
 from dmsrec_jax.feed import GraphFeed
 from dmsrec_jax.graphs import IntentRows, SessionGraphs, batch_budget, build_graphs, fixed_order
 from dmsrec_jax.parallel import Devices
-from dmsrec_jax.steps import ModelProgram, eval_ranks, eval_top
+from dmsrec_jax.steps import ModelProgram, eval_logits, eval_ranks, eval_top
 
 BATCH = 256
 """Sessions per evaluation step; results do not depend on it."""
@@ -51,10 +51,17 @@ class Scorer:
         self._order = order
         self._feed = GraphFeed(graphs, self._budget, Devices(1, BATCH), device_data_mb)
         self._ranks = jax.jit(partial(eval_ranks, graphdef=program.graphdef, budget=self._budget))
+        self._logits = jax.jit(partial(eval_logits, graphdef=program.graphdef, budget=self._budget))
 
-    def ranks(self, params: nnx.State) -> np.ndarray:
-        """Ranks of the targets, int32 [n, 2]: raw, and with seen items excluded (see `metrics`)."""
-        return self._collect(partial(self._ranks, self._program.constants, params), lambda _: None)
+    def ranks(self, params: nnx.State, constants: nnx.State | None = None) -> np.ndarray:
+        """Ranks of the targets, int32 [n, 2]: raw, and with seen items excluded (see `metrics`).
+
+        Args:
+          params: the model's parameters.
+          constants: those of another model of the same program; the model's own if left out.
+        """
+        constants = self._program.constants if constants is None else constants
+        return self._collect(partial(self._ranks, constants, params), lambda _: None)
 
     def top(self, params: nnx.State, k: int, *, exclude_seen: bool, progress: Progress) -> np.ndarray:
         """The best ``k`` items of each session, best first, int32 [n, k].
@@ -68,6 +75,16 @@ class Scorer:
         static: dict[str, Any] = {"graphdef": self._program.graphdef, "budget": self._budget}
         program = jax.jit(partial(eval_top, k=k, exclude_seen=exclude_seen, **static))
         return self._collect(lambda *chunk: program(self._program.constants, params, *chunk)[0], progress)
+
+    def logits(self, params: nnx.State, sessions: np.ndarray) -> np.ndarray:
+        """Logits of one batch, float32 [B, n_items + 1]; the padding column is -inf.
+
+        Args:
+          params: the model's parameters.
+          sessions: int32 [B], a row of `fixed_order`, by these sessions' lengths or those before they were cut.
+        """
+        ((graphs, order),) = self._feed.chunks([sessions[None]])
+        return np.asarray(self._logits(self._program.constants, params, graphs, order[0]))
 
     def _collect(self, program: Callable[[SessionGraphs, jax.Array], jax.Array], progress: Progress) -> np.ndarray:
         """Runs ``program`` over equal chunks of the order and puts its rows back in the sessions' own order."""

@@ -5,7 +5,7 @@ in place of z_E and z_L, and is not aligned. So has, in training, a session whos
 that prepares the model for visitors whom no LLM has read.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,17 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from dmsrec_jax.graphs import BatchIntents, SessionBatch, segment_sum
-from dmsrec_jax.layers import Fixed, ReleasedFusion, dropout, linear, parameter, uniform
+from dmsrec_jax.layers import (
+    Fixed,
+    Reading,
+    ReleasedFusion,
+    Unpenalised,
+    dropout,
+    linear,
+    parameter,
+    split_key,
+    uniform,
+)
 
 ABLATIONS = {"none": (1.0, 1.0), "no-latent": (1.0, 0.0), "no-explicit": (0.0, 1.0)}
 """Whether explicit and latent intents take part. The intents of a class left out are as good as unknown."""
@@ -22,8 +32,10 @@ ABLATIONS = {"none": (1.0, 1.0), "no-latent": (1.0, 0.0), "no-explicit": (0.0, 1
 class Fused(NamedTuple):
     """Session vectors and what the alignment compares."""
 
-    z: Float[Array, "B d"]
-    structural: Float[Array, "B d"]
+    z: Float[Array, "rows d"]
+    """In place of `Reading.z`."""
+    structural: tuple[Float[Array, "B d"], Float[Array, "B d"]]
+    """What explicit and latent intents are aligned with."""
     explicit: Float[Array, "B d"]
     latent: Float[Array, "B d"]
     aligned: Bool[Array, "B"]
@@ -45,30 +57,26 @@ class Semantics(nnx.Module):
 
     def __call__(
         self,
-        backbone: Any,
-        vectors: Float[Array, "items d"],
+        reading: Reading,
         batch: SessionBatch,
         *,
         semantic_dropout: Float[Array, ""] | float | None = None,
         intent_dropout: Float[Array, ""] | float | None = None,
         key: PRNGKeyArray | None = None,
-        **rates: Any,
     ) -> Fused:
         """Session vectors of a packed batch; dropout only where a key is given.
 
         Args:
-          backbone: see `backbones`.
-          vectors: the item vectors.
+          reading: what the backbone read from the batch.
           batch: sessions, with or without intents.
           semantic_dropout: on the encoded intents.
           intent_dropout: share of sessions that training treats as if they had no intents.
           key: the backbone's key as well, unsplit: a fused run drops what a plain one drops.
-          rates: the backbone's own.
         """
-        parts = self._structural(backbone, vectors, batch, key=key, **rates)
-        text_key, intent_key = (None, None) if key is None else jax.random.split(jax.random.fold_in(key, 1))
-        semantic = jnp.broadcast_to(self.no_intent[...], (len(parts[0]), *self.no_intent.shape))
-        known = jnp.zeros(len(parts[0]), bool)
+        text_key, intent_key = split_key(None if key is None else jax.random.fold_in(key, 1))
+        n = batch.n_sessions
+        semantic = jnp.broadcast_to(self.no_intent[...], (n, *self.no_intent.shape))
+        known = jnp.zeros(n, bool)
         if batch.intents is not None:
             means, known = mean_intents(batch.intents, self.takes_part[...] > 0)
             if intent_dropout is not None and intent_key is not None:
@@ -77,39 +85,49 @@ class Semantics(nnx.Module):
             semantic = jnp.where(known[:, None, None], projected, semantic)
         semantic *= self.takes_part[...][:, None]
         explicit, latent = semantic[:, 0], semantic[:, 1]
-        return Fused(self._fuse([*parts, explicit, latent]), parts[0], explicit, latent, known)
+        return Fused(self._fuse(reading, explicit, latent), self._structural(reading, batch), explicit, latent, known)
 
-    def _structural(self, backbone: Any, vectors: jax.Array, batch: Any, **rates: Any) -> tuple[jax.Array, ...]:
-        return (backbone(vectors, batch, **rates),)  # eq. (8)
+    def _structural(self, reading: Reading, batch: SessionBatch) -> tuple[Float[Array, "B d"], Float[Array, "B d"]]:
+        """The structural intent z_S, eq. (8), for both classes; where a session has several vectors, their mean."""
+        if reading.session is None:
+            return reading.z, reading.z
+        n = batch.sum_sessions(jnp.ones(len(reading.z)), reading.session)
+        mean = batch.sum_sessions(reading.z, reading.session) / jnp.maximum(n, 1)[:, None]
+        return mean, mean
 
     def _project(self, means: Float[Array, "B 2 d_text"]) -> Float[Array, "B 2 d"]:
         return jnp.stack([self.explicit(means[:, 0]), self.latent(means[:, 1])], axis=1)
 
-    def _fuse(self, parts: list[jax.Array]) -> Float[Array, "B d"]:
-        return self.fusion(jnp.concatenate(parts, axis=1))  # eq. (9)
+    def _fuse(self, reading: Reading, *semantic: Float[Array, "B d"]) -> Float[Array, "rows d"]:
+        if reading.session is not None:
+            semantic = tuple(jnp.pad(x, ((0, 1), (0, 0)))[reading.session] for x in semantic)
+        return self.fusion(jnp.concatenate([reading.z, *semantic], axis=1))  # eq. (9)
 
 
 class ReleasedSemantics(Semantics):
     """Fuses as the released code does: one map for both classes, each backbone's own parts, weights never trained."""
 
     def __init__(self, d: int, d_text: int, ablation: str, form: ReleasedFusion, *, rngs: nnx.Rngs) -> None:
-        def variable(trained: bool, *shape: int) -> nnx.Variable:
-            return (nnx.Param if trained else Fixed)(uniform(d)(rngs.params(), shape))
+        def variable(trained: bool, *shape: int, kind: type[nnx.Param] = nnx.Param) -> nnx.Variable:
+            return (kind if trained else Fixed)(uniform(d)(rngs.params(), shape))
 
+        self.fuses, (self.beside_explicit, self.beside_latent) = form.fuses, form.aligned
         self._common(d, ablation, rngs)
         self.w = variable(form.trains_projection, d_text, d)
         self.b = variable(form.trains_projection, d)
-        self.fusion_w = variable(form.trains_fusion, (form.parts + 2) * d, d)
-        self.fusion_b = variable(form.trains_fusion, d) if form.bias else None
+        self.fusion_w = variable(form.trains_fusion, (form.parts + 2 * form.fuses) * d, d)
+        kind = nnx.Param if form.penalises_bias else Unpenalised
+        self.fusion_b = variable(form.trains_fusion, d, kind=kind) if form.bias else None
 
-    def _structural(self, backbone: Any, vectors: jax.Array, batch: Any, **rates: Any) -> tuple[jax.Array, ...]:
-        return backbone.parts(vectors, batch, **rates)
+    def _structural(self, reading: Reading, batch: SessionBatch) -> tuple[Float[Array, "B d"], Float[Array, "B d"]]:
+        return reading.parts[self.beside_explicit], reading.parts[self.beside_latent]
 
     def _project(self, means: Float[Array, "B 2 d_text"]) -> Float[Array, "B 2 d"]:
         return means @ self.w[...] + self.b[...]
 
-    def _fuse(self, parts: list[jax.Array]) -> Float[Array, "B d"]:
-        z = jnp.concatenate(parts, axis=1) @ self.fusion_w[...]
+    def _fuse(self, reading: Reading, *semantic: Float[Array, "B d"]) -> Float[Array, "B d"]:
+        fused = (*reading.parts, *semantic) if self.fuses else reading.parts
+        z = jnp.concatenate(fused, axis=1) @ self.fusion_w[...]
         return z if self.fusion_b is None else z + self.fusion_b[...]
 
 

@@ -1,4 +1,4 @@
-"""Pure programs over packed batches: many training steps, ranks of an evaluation set, top items."""
+"""Pure programs over packed batches: many training steps, ranks of an evaluation set, top items, logits."""
 
 from typing import Any, NamedTuple
 
@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from dmsrec_jax.graphs import Budget, SessionBatch, SessionGraphs, pack
+from dmsrec_jax.layers import Unpenalised
 from dmsrec_jax.model import Hyper, SessionModel
 
 
@@ -110,7 +111,13 @@ def train_steps(
 
 def apply_adam(state: TrainState, gradients: nnx.State, lr: Float[Array, ""]) -> tuple[nnx.State, optax.OptState]:
     """One step of torch's Adam: L2 is added to the gradient, not decoupled."""
-    penalised = jax.tree.map(lambda g, p: g + state.hyper.l2 * p, gradients, state.params)
+
+    def penalise(gradient: nnx.Variable, parameter: nnx.Variable) -> nnx.Variable:
+        if isinstance(parameter, Unpenalised):
+            return gradient
+        return jax.tree.map(lambda g, p: g + state.hyper.l2 * p, gradient, parameter)
+
+    penalised = jax.tree.map(penalise, gradients, state.params, is_leaf=lambda node: isinstance(node, nnx.Variable))
     updates, opt_state = ADAM.update(penalised, state.opt_state)
     return jax.tree.map(lambda p, u: p - lr * u, state.params, updates), opt_state
 
@@ -154,6 +161,19 @@ def eval_ranks(
         return target_ranks(model(batch, vectors=vectors), batch)
 
     return jax.lax.map(ranks, order)
+
+
+def eval_logits(
+    constants: nnx.State,
+    params: nnx.State,
+    graphs: SessionGraphs,
+    sessions: Int[Array, "B"],
+    *,
+    graphdef: nnx.GraphDef,
+    budget: Budget,
+) -> Float[Array, "B items"]:
+    """The logits of one batch; the padding column is -inf."""
+    return nnx.merge(graphdef, params, constants)(pack(graphs, sessions, budget))
 
 
 def eval_top(

@@ -1,14 +1,11 @@
 """``python -m dmsrec_jax.train``: the story of a run, from sessions to scored test set."""
 
-import dataclasses
 import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from rich.console import Console
 
 from dmsrec_jax import cli
@@ -23,7 +20,6 @@ from dmsrec_jax.graphs import IntentRows
 from dmsrec_jax.history import (
     History,
     best_epoch,
-    best_of_each,
     epoch_line,
     is_stale,
     summary_writer,
@@ -31,12 +27,13 @@ from dmsrec_jax.history import (
     write_tensorboard,
 )
 from dmsrec_jax.metrics import summarise
-from dmsrec_jax.parallel import Devices
-from dmsrec_jax.recipe import check_flags, hyper, item_graph, model_settings, parts, provenance, read_artifacts
-from dmsrec_jax.results import dataset_identity, print_results, write_ranks, write_results
-from dmsrec_jax.runs import new_model, save_model, write_config
+from dmsrec_jax.outcome import Trained, check_same_settings, epoch_entry, kept_settings, write_outcome
+from dmsrec_jax.parallel import Devices, split_cpu
+from dmsrec_jax.recipe import check_flags, hyper, item_graph, model_settings, parts, read_artifacts, run_keys
+from dmsrec_jax.results import print_results
+from dmsrec_jax.runs import new_model, write_config
 from dmsrec_jax.scoring import Scorer
-from dmsrec_jax.steps import TrainState, initial_state, learning_rate
+from dmsrec_jax.steps import TrainState, initial_state
 
 console = Console(markup=False, highlight=False)
 
@@ -44,6 +41,7 @@ console = Console(markup=False, highlight=False)
 def train(config: TrainConfig) -> None:
     """Trains one model and writes its run folder."""
     check_flags(config)
+    split_cpu(config.devices or 1)
     if config.tensorboard:
         summary_writer()
     dataset = SessionDataset.load(config.dataset) if config.dataset else demo_dataset(Path("datasets"))
@@ -55,7 +53,7 @@ def train(config: TrainConfig) -> None:
     identities = inputs.hashes(config)
     settings = model_settings(config, inputs)
     graph = item_graph(config, dataset, sessions)
-    init_key, dropout_key, order_key = jax.random.split(jax.random.key(config.seed), 3)
+    init_key, dropout_key, order_key = run_keys(config.seed)
     program, params = new_model(settings, graph, init_key, inputs.item_text)
     devices = Devices(config.devices, config.batch_size)
     epoch_program = EpochProgram(
@@ -92,16 +90,7 @@ def train(config: TrainConfig) -> None:
             raise InputError(f"epoch {epoch + 1}: the loss is {loss}; try a smaller --lr than {config.lr}")
         on_host = devices.get(state)
         metrics = summarise(judge.ranks(on_host.params))
-        history.append(
-            {
-                "epoch": epoch + 1,
-                "loss": loss,
-                "lr": float(learning_rate(hyper(config), jnp.asarray(epoch))),
-                "test" if valid is None else "validation": metrics,
-                "sessions_per_s": len(rows) / seconds,
-                "seconds": seconds,
-            }
-        )
+        history.append(epoch_entry(config, epoch, loss, metrics, len(rows), seconds))
         if best_epoch(history) == epoch + 1:
             best = on_host.params
         notes = {"history": history, **identities}
@@ -110,30 +99,15 @@ def train(config: TrainConfig) -> None:
         console.print(epoch_line(history[-1], config.epochs), soft_wrap=True)
     checkpoints.close()
 
-    save_model(run, settings, dataset, program, best, config.intents)
     ranks = (judge if valid is None else judge_of(*test)).ranks(best)
-    results = {
-        "test": summarise(ranks) if valid is not None else best_of_each(history),
-        "protocol": config.protocol,
-        "model": config.backbone,
-        "dataset": dataset_identity(dataset),
-        "intents": provenance(config.intents),
-        "item_text": provenance(config.item_text),
-        "seed": config.seed,
-        "epochs": len(history),
-        "best_epoch": best_epoch(history),
-        "validation": None if valid is None else history[best_epoch(history) - 1]["validation"],
-        "train_seconds": sum(entry["seconds"] for entry in history),
-        "compile_seconds": compile_seconds,
-    }
+    # What the same model does for a visitor whom no LLM has read.
+    without = judge_of(dataset.test, None).ranks(best) if config.intents else None
+    results = write_outcome(run, config, inputs, Trained(program, best, history, ranks, without, compile_seconds))
     named = {f"{config.backbone} on {dataset.name}": results}
-    if config.intents:  # what the same model does for a visitor whom no LLM has read
-        results["test_no_intent"] = summarise(judge_of(dataset.test, None).ranks(best))
+    if without is not None:
         named["without intents at test"] = {"test": results["test_no_intent"]}
-    write_ranks(run, ranks)
     if config.tensorboard:
         write_tensorboard(run, history)
-    write_results(run, results)
     print_results(named, console)
     console.print(f"run folder: {run}")
 
@@ -143,19 +117,9 @@ def open_run_folder(config: TrainConfig, dataset: SessionDataset) -> Path | None
     run = config.out or Path("runs") / f"{dataset.name}-{config.backbone}-{config.seed}"
     if run.exists() and not run.is_dir():
         raise InputError(f"--out {run}: exists and is not a folder")
-    # What comes back through --config must neither resume nor overwrite.
-    kept = dataclasses.replace(
-        config,
-        dataset=dataset.path.absolute(),
-        intents=config.intents and config.intents.absolute(),
-        item_text=config.item_text and config.item_text.absolute(),
-        out=run,
-        config=None,
-        resume=False,
-        overwrite=False,
-    )
+    kept = kept_settings(config, dataset, run)
     if config.resume and (run / "config.yaml").is_file():
-        check_same_settings(run, config)
+        check_same_settings(run, config, "--resume ")
         if (run / "results.json").is_file():
             console.print(f"{run}: finished already")
             return None
@@ -168,25 +132,12 @@ def open_run_folder(config: TrainConfig, dataset: SessionDataset) -> Path | None
     return run
 
 
-def check_same_settings(run: Path, config: TrainConfig) -> None:
-    """Refuses to go on with other settings than the run began with."""
-    free = {"out", "config", "dataset", "intents", "item_text", "resume", "overwrite", "tensorboard"}
-    free |= {"devices", "device_data_mb"}
-    begun = cli.read_yaml(run / "config.yaml")
-    for field in dataclasses.fields(config):
-        if field.name not in free and begun.get(field.name) != getattr(config, field.name):
-            flag = "--" + field.name.replace("_", "-")
-            raise InputError(
-                f"--resume {run}: began with {flag} {begun.get(field.name)}, not {getattr(config, field.name)}"
-            )
-
-
 def check_same_inputs(run: Path, config: TrainConfig, notes: dict[str, Any], identities: dict[str, Any]) -> None:
     """Refuses to go on with other data than the run began with."""
     for name, identity in identities.items():
         if notes.get(name) != identity:
-            flag = "--" + name.replace("_", "-")
-            raise InputError(f"--resume {run}: began on another {flag} than {getattr(config, name)}, by hash")
+            began = f"began on another {cli.flag_of(name)} than {getattr(config, name)}"
+            raise InputError(f"--resume {run}: {began}, by hash")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

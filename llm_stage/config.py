@@ -103,11 +103,13 @@ class MergeConfig(IntentsConfig, DataConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeItemsConfig(EncoderConfig):
-    """Encode the catalogue's titles, for title-aware items in training."""
+    """Encode the catalogue's titles, for title-aware items in training; or those of items that are not in it yet."""
 
     dataset: Path
     """Dataset folder made by `python -m dmsrec_jax.prepare`."""
     out: Path
-    """Folder to write: item_text_embeddings.npy and meta.json."""
+    """Folder to write, for `dmsrec_jax.train --item-text` (or `dmsrec_jax.recommend --new-items`)."""
+    new_items: Path | None = None
+    """CSV file with the columns id and title: encode these items, which nobody ever clicked, not the catalogue."""
     overwrite: bool = False
     """Replace a folder that is there already."""

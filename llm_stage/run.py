@@ -80,7 +80,7 @@ def check_settings(config: RunConfig) -> None:
     for name in ("max_intents", "max_new_tokens", "title_chars", "max_model_len", "batch_size", "limit"):
         value = getattr(config, name)
         if value is not None and value < 1:
-            raise InputError(f"--{name.replace('_', '-')} {value}: at least 1 is due")
+            raise InputError(f"{cli.flag_of(name)} {value}: at least 1 is due")
     if not config.tokens_per_second > 0:
         raise InputError(f"--tokens-per-second {config.tokens_per_second}: more than 0 is due")
     if config.out.exists() and not config.out.is_dir():

@@ -10,17 +10,16 @@ A batch is appended and synced, then its index line is; rows without an index li
 off when the folder is opened next.
 """
 
-import fcntl
 import json
 import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from dmsrec_jax.errors import InputError
-from dmsrec_jax.files import read_json, staged_files, write_json
+from dmsrec_jax.files import locked, read_json, staged_files, write_json
 from llm_stage.engines.base import Answer
 
 FILE_BYTES = 1 << 26
@@ -51,7 +50,7 @@ class AnswerStore:
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        self._lock = _locked(folder / "lock")
+        self._lock = locked(folder)
         try:
             _check_identity(folder, json.loads(json.dumps(identity)))
             self._batches, self._index_size = _recover(folder)
@@ -108,23 +107,13 @@ def read_answers(folder: Path) -> tuple[dict[str, Any], Iterator[tuple[int, Answ
       InputError: it is no folder of answers, another process holds it, or it is damaged.
     """
     identity = read_json(folder / "identity.json")
-    _locked(folder / "lock").close()
+    locked(folder).close()
     batches, _ = _whole_batches(folder)
     return identity, (pair for batch in batches for pair in _parse(_read(folder, batch)))
 
 
 def _name(file: int) -> str:
     return f"{file:05d}.jsonl"
-
-
-def _locked(path: Path) -> IO[bytes]:
-    lock = path.open("ab")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        raise InputError(f"{path.parent}: another process is writing answers there") from None
-    return lock
 
 
 def _check_identity(folder: Path, identity: dict[str, Any]) -> None:

@@ -32,7 +32,7 @@ def candidates(tiny: SessionDataset) -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def folder(candidates, tiny: SessionDataset, tmp_path):
-    write_candidates(tmp_path / "candidates", candidates, tiny)
+    write_candidates(tmp_path / "candidates", candidates, tiny, {"run": "test"})
     return tmp_path / "candidates"
 
 
@@ -47,9 +47,9 @@ def test_what_is_written_is_read(folder, candidates, tiny):
 
 def test_overwriting_is_asked_for(folder, candidates, tiny):
     with pytest.raises(InputError, match="--overwrite"):
-        write_candidates(folder, candidates, tiny)
+        write_candidates(folder, candidates, tiny, {"run": "test"})
     candidates["test"][:] = 1
-    write_candidates(folder, candidates, tiny, overwrite=True)
+    write_candidates(folder, candidates, tiny, {"run": "test"}, overwrite=True)
     assert (read_candidates(folder, tiny)["test"] == 1).all()
 
 
@@ -65,7 +65,7 @@ def test_overwriting_is_asked_for(folder, candidates, tiny):
 )
 def test_candidates_that_do_not_fit_are_not_written(candidates, tiny, tmp_path, change, complaint):
     with pytest.raises(InputError, match=complaint):
-        write_candidates(tmp_path / "new", change(candidates), tiny)
+        write_candidates(tmp_path / "new", change(candidates), tiny, {"run": "test"})
     assert list(tmp_path.iterdir()) == []
 
 

@@ -11,11 +11,14 @@ import pytest
 
 from dmsrec_jax import cli, config
 from dmsrec_jax.cli import from_mapping, parse
+from dmsrec_jax.data.config import PrepareDemo
 from dmsrec_jax.errors import InputError
 from tests.conftest import command
 
 COMMANDS = {
     "train": config.TrainConfig,
+    "sweep": config.SweepConfig,
+    "placebo": config.PlaceboConfig,
     "candidates": config.CandidatesConfig,
     "recommend": config.RecommendConfig,
     "import_torch": config.ImportTorchConfig,
@@ -157,10 +160,10 @@ def test_exit_codes(capsys, action, code, line):
 
 def test_subcommands(capsys):
     seen: list[Settings] = []
-    cli.run(seen.append, {"one": Settings, "two": config.PrepareDemo}, ["one", "--size", "2"], prog="made.up")
+    cli.run(seen.append, {"one": Settings, "two": PrepareDemo}, ["one", "--size", "2"], prog="made.up")
     assert seen == [Settings(2)]
     with pytest.raises(SystemExit) as end:
-        cli.run(seen.append, {"one": Settings, "two": config.PrepareDemo}, ["three"], prog="made.up")
+        cli.run(seen.append, {"one": Settings, "two": PrepareDemo}, ["three"], prog="made.up")
     assert end.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
 

@@ -104,7 +104,7 @@ def test_items_with_the_same_title_are_neighbours(fused: Path, tiny_titles: Path
     np.testing.assert_allclose(np.linalg.norm(model.item_vectors(), axis=1), 1.0, atol=1e-5)
 
 
-@pytest.mark.parametrize("backbone", ["srgnn", "gcegnn"])
+@pytest.mark.parametrize("backbone", ["srgnn", "gcegnn", "msgifsr"])
 def test_released_semantics_and_titles_alone(backbone, tiny, tiny_intents, tiny_titles, tmp_path):
     flags = ("--backbone", backbone, "--dataset", tiny.path, *SMALL, "--epochs", 1)
     call(*flags, "--out", tmp_path / "released", "--intents", tiny_intents, "--semantics", "released")
@@ -114,6 +114,17 @@ def test_released_semantics_and_titles_alone(backbone, tiny, tiny_intents, tiny_
         load_run(tmp_path / "titles").score_test(), np.load(tmp_path / "titles" / "ranks.npy")
     )
     assert "test_no_intent" not in json.loads((tmp_path / "titles" / "results.json").read_text())
+
+
+@pytest.mark.parametrize("backbone", ["attenmixer", "dhcn", "miasrec"])
+def test_backbones_without_a_released_fusion_fuse_as_in_the_paper(
+    backbone, tiny, tiny_intents, tiny_titles, tmp_path, refused
+):
+    flags = ("--backbone", backbone, "--dataset", tiny.path, *SMALL, "--epochs", 1, "--intents", tiny_intents)
+    released = (*flags, "--out", tmp_path / "released", "--semantics", "released")
+    assert f"--semantics released: the released code has no fused {backbone}" in refused(main, *released)
+    call(*flags, "--out", tmp_path / "run", "--item-text", tiny_titles)
+    np.testing.assert_array_equal(load_run(tmp_path / "run").score_test(), np.load(tmp_path / "run" / "ranks.npy"))
 
 
 def test_bad_flags_and_foreign_folders(tiny: SessionDataset, tiny_intents, tmp_path, refused):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from dmsrec_jax.data import Sessions
-from dmsrec_jax.item_graph import build_item_graph
+from dmsrec_jax.item_graph import build_item_graph, build_members
 from tests.conftest import random_sessions
 
 
@@ -72,3 +72,11 @@ def test_equals_plain_loops(seed):
         found = list(zip(graph.neighbors[item].tolist(), graph.counts[item].tolist(), strict=True))
         turns = [expected[i % len(expected)] for i in range(5)] if expected else [(0, 0)] * 5
         assert found == turns, item
+
+
+def test_members_by_hand():
+    members = build_members(csr([1, 2, 1], [3], [2, 3]), n_items=4, like=csr([1, 2, 1], [3], [2, 3], [4, 4]))
+    assert members.items.tolist() == [1, 2, 3, 2, 3, 0, 0, 0]
+    assert members.sessions.tolist() == [0, 0, 1, 2, 2, 4, 4, 4]
+    assert members.per_item.tolist() == [0, 1, 0.5, 0.5, 0]
+    assert members.per_session.tolist() == [0.5, 1, 0.5, 0, 0]

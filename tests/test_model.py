@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dmsrec_jax.backbones import BACKBONES
+from dmsrec_jax.backbones import BACKBONES, reads
 from dmsrec_jax.data import Sessions
 from dmsrec_jax.graphs import batch_budget, build_graphs, pack
-from dmsrec_jax.item_graph import build_item_graph
+from dmsrec_jax.item_graph import read_sessions
 from dmsrec_jax.model import COSINE_SCALE, Hyper, ModelSettings, cross_entropy
 from dmsrec_jax.runs import new_model
 
@@ -17,7 +17,7 @@ N_ITEMS, D = 7, 6
 # The first session repeats items and goes back and forth; the last but one has one click.
 CLICKS = [[1, 2, 1, 1, 5], [3, 4, 6], [2], [7, 6, 5, 4, 3, 2]]
 TARGETS = [3, 1, 2, 7]
-HYPER = Hyper(1e-3, 0.1, 3, 3, 1e-5, 0.5, 0.3)
+HYPER = Hyper(1e-3, 0.1, 3, 3, 1e-5, dropout_global=0.5, dropout_local=0.3, dropout_layers=0.3)
 
 
 def sessions() -> Sessions:
@@ -25,9 +25,14 @@ def sessions() -> Sessions:
     return Sessions(np.concatenate(CLICKS).astype(np.int32), np.append(0, np.cumsum(lengths)))
 
 
-def model(backbone: str, score: str = "dot"):
-    graph = build_item_graph(sessions(), N_ITEMS, 3)
-    settings = ModelSettings(backbone, N_ITEMS, D, score, n_positions=6, n_neighbors=3)
+FORMS = [(name, score, 1) for name in BACKBONES for score in ("dot", "cosine")]
+FORMS += [("msgifsr", "cosine", order) for order in (2, 3)]
+"""Backbone, score, order."""
+
+
+def model(backbone: str, score: str = "dot", order: int = 1):
+    graph = read_sessions(reads(backbone), sessions(), N_ITEMS, 3)
+    settings = ModelSettings(backbone, N_ITEMS, D, score, n_positions=6, n_neighbors=3, order=order)
     program, params = new_model(settings, graph, jax.random.key(2))
     return nnx.merge(program.graphdef, params, program.constants)
 
@@ -39,7 +44,7 @@ def batch(rows: list[int], **wider: int):
     return pack(jax.tree.map(jnp.asarray, graphs), jnp.array(rows), budget)
 
 
-@pytest.fixture(params=[(name, score) for name in BACKBONES for score in ("dot", "cosine")], ids="-".join)
+@pytest.fixture(params=FORMS, ids=lambda form: "-".join(map(str, form)))
 def built(request):
     return model(*request.param)
 
@@ -89,11 +94,12 @@ def test_order_of_clicks_matters(built):
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_cosine_scores_are_bounded(backbone):
     logits = model(backbone, "cosine")(batch([0, 1, 2, 3]))
-    assert jnp.abs(logits[:, 1:]).max() <= COSINE_SCALE + 1e-4
+    assert jnp.abs(logits[:, 1:]).max() <= getattr(BACKBONES[backbone], "SCALE", COSINE_SCALE) + 1e-4
 
 
-def test_dropout_needs_a_key_and_follows_it():
-    built = model("gcegnn")
+@pytest.mark.parametrize("backbone", ["gcegnn", "share"])
+def test_dropout_needs_a_key_and_follows_it(backbone):
+    built = model(backbone)
     data = batch([0, 1, 2, 3])
     still = built(data)
     np.testing.assert_array_equal(built(data, HYPER), still)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -91,4 +92,22 @@ def test_impossible_shares(tiny, tmp_path, refused):
     with pytest.raises(InputError, match="--devices 0"):
         Devices(0, 8)
     flags = ["--backbone", "srgnn", "--dataset", tiny.path, "--out", tmp_path / "run"]
-    assert "--devices 99: jax sees 1 cpu device" in refused(main, *flags, "--devices", 99)
+    assert re.search(r"--devices 99: jax sees \d+ cpu device", refused(main, *flags, "--devices", 99))
+
+
+COUNT = """
+import os, sys
+os.sched_setaffinity(0, {*list(os.sched_getaffinity(0))[:2]})
+from dmsrec_jax.parallel import Devices, split_cpu
+split_cpu(int(sys.argv[1]) or None)
+print(Devices(None).count)
+"""
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core")
+@pytest.mark.parametrize(("wanted", "flags", "count"), [(0, "", 2), (1, "", 1), (3, "", 2), (1, "four", 4)])
+def test_cores_become_devices(wanted, flags, count):
+    """But where XLA_FLAGS says how many there are, they stay."""
+    words = [sys.executable, "-c", COUNT, str(wanted)]
+    done = subprocess.run(words, env=os.environ | (FOUR if flags else {}), capture_output=True, text=True, check=True)
+    assert int(done.stdout) == count

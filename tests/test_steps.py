@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dmsrec_jax.backbones import BACKBONES
+from dmsrec_jax.backbones import BACKBONES, reads
 from dmsrec_jax.data import SessionDataset
 from dmsrec_jax.data.samples import prefixes
 from dmsrec_jax.graphs import Budget, SessionBatch, batch_budget, build_graphs, fixed_order, pack, stratified_order
-from dmsrec_jax.item_graph import build_item_graph
+from dmsrec_jax.item_graph import read_sessions
 from dmsrec_jax.metrics import rank_targets
 from dmsrec_jax.model import Hyper, ModelSettings, cross_entropy
 from dmsrec_jax.runs import new_model
@@ -39,7 +39,8 @@ def graphs(tiny: SessionDataset):
 def model(request, tiny: SessionDataset):
     """Program and parameters of a small model of each backbone."""
     settings = ModelSettings(request.param, N_ITEMS, 8, "dot", int(tiny.train.lengths.max()), 4)
-    return new_model(settings, build_item_graph(tiny.sessions, N_ITEMS, 4), jax.random.key(1))
+    graph = read_sessions(reads(request.param), tiny.sessions, N_ITEMS, 4)
+    return new_model(settings, graph, jax.random.key(1))
 
 
 @pytest.mark.parametrize(
@@ -149,7 +150,7 @@ def test_gradients_are_finite_even_for_an_empty_batch(tiny, graphs, model):
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
 
 
-def test_training_lowers_the_loss_and_skips_empty_places(tiny, graphs, model):
+def test_training_lowers_the_loss_and_skips_empty_places(request, tiny, graphs, model):
     program, params = model
     steps = 16
     budget = batch_budget(build_graphs(tiny.train), B, steps)
@@ -164,7 +165,9 @@ def test_training_lowers_the_loss_and_skips_empty_places(tiny, graphs, model):
         assert losses.shape == (steps,)
         means.append(float(losses.mean()))
     assert int(state.step) == 3 * steps
-    assert means[0] == pytest.approx(np.log(N_ITEMS), abs=0.6)
+    # Cosines × 12 are far from even before the first step; other scores are near 0.
+    scale = getattr(BACKBONES[request.node.callspec.params["model"]], "SCALE", 1.0)
+    assert means[0] == pytest.approx(np.log(N_ITEMS), abs=0.6 if scale == 1.0 else scale)
     assert means[2] < means[1] < means[0]
 
 

@@ -176,6 +176,7 @@ def test_names_are_printed_as_they_are(tiny: SessionDataset, tmp_path, capsys):
         ("--protocol", "honest"),
         ("--dataset", "nowhere"),
         ("--config", "nowhere.yaml"),
+        ("--released-padding", 50),
         ("--colour", "red"),
     ],
 )

@@ -2,26 +2,48 @@
 
 import os
 import warnings
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from benchmarks.pytorch_baseline.graphs import GCEGNNGraphs, SRGNNGraphs
-from benchmarks.pytorch_baseline.released import GCEGNNSessions, ReleasedGCEGNN, ReleasedSRGNN, pad, srgnn_graphs
-from benchmarks.pytorch_baseline.tuned import TunedGCEGNN, TunedSRGNN
+from benchmarks.pytorch_baseline import gcegnn, msgifsr, share, srgnn, tagnn
+from benchmarks.pytorch_baseline.layers import batches
 from benchmarks.worker import Measured, Task, endless, run_for
-from dmsrec_jax.data import SessionDataset, Split
-from dmsrec_jax.item_graph import build_item_graph
+from dmsrec_jax.config import Backbone
+from dmsrec_jax.data import SessionDataset
 
 LR, L2 = 1e-3, 1e-5
 KS = (5, 10, 20)
 EVALUATION_BATCH = 256
 """Tuned form; as many as our own evaluation takes. The released code evaluates with the training batch."""
+
+
+class Forms(NamedTuple):
+    """A backbone's two models, and what feeds them."""
+
+    tuned: Callable[..., nn.Module]
+    graphs: Callable[..., Any]
+    """From items, offsets and device; its ``pack`` makes what ``tuned`` takes."""
+    released: Callable[..., nn.Module]
+    sessions: Callable[..., Any]
+    """From a split; its ``batches`` are what ``released`` takes, and labels: columns of its logits."""
+    arguments: Callable[[SessionDataset], tuple[Any, ...]] = lambda dataset: ()
+    """What both models take beside n_items and d."""
+
+
+FORMS: dict[Backbone, Forms] = {
+    "srgnn": Forms(srgnn.TunedSRGNN, srgnn.SRGNNGraphs, srgnn.ReleasedSRGNN, srgnn.SRGNNSessions),
+    "gcegnn": Forms(
+        gcegnn.TunedGCEGNN, gcegnn.GCEGNNGraphs, gcegnn.ReleasedGCEGNN, gcegnn.GCEGNNSessions, gcegnn.arguments
+    ),
+    "tagnn": Forms(tagnn.TunedTAGNN, tagnn.TAGNNGraphs, tagnn.ReleasedTAGNN, srgnn.SRGNNSessions),
+    "share": Forms(share.TunedSHARE, share.SHAREGraphs, share.ReleasedSHARE, share.SHARESessions),
+    "msgifsr": Forms(msgifsr.TunedMSGIFSR, msgifsr.MSGIFSRGraphs, msgifsr.ReleasedMSGIFSR, msgifsr.MSGIFSRSessions),
+}
 
 
 class TorchWorker:
@@ -55,17 +77,12 @@ class TunedWorker(TorchWorker):
         self.device, self.batch = torch.device(task.device), task.batch
         self.generator = np.random.default_rng(task.seed)
         dataset = SessionDataset.load(task.dataset)
-        build = SRGNNGraphs if task.backbone == "srgnn" else GCEGNNGraphs
+        forms = FORMS[task.backbone]
         self.splits = [
-            (build(np.asarray(split.items, np.int64), split.offsets, self.device), self.to_device(split.targets))
+            (forms.graphs(np.asarray(split.items, np.int64), split.offsets, self.device), self.to_device(split.targets))
             for split in (dataset.train, dataset.test)
         ]
-        model: nn.Module = (
-            TunedSRGNN(dataset.n_items, task.d)
-            if task.backbone == "srgnn"
-            else TunedGCEGNN(dataset.n_items, task.d, longest(dataset.train, dataset.test), *item_graph(dataset))
-        )
-        self.model = model.to(self.device)
+        self.model = forms.tuned(dataset.n_items, task.d, *forms.arguments(dataset)).to(self.device)
         # Batches differ in size. Against eager: SR-GNN 1.1 times as fast, GCE-GNN 1.15 times (one core).
         self.model.compile(dynamic=True)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=LR, weight_decay=L2, fused=True)
@@ -139,38 +156,15 @@ class ReleasedWorker(TorchWorker):
     def __init__(self, task: Task) -> None:
         warnings.filterwarnings("ignore", "This DataLoader will create 4 worker")  # four, however few the cores
         torch.manual_seed(task.seed)
-        self.device, self.batch, self.backbone = torch.device(task.device), task.batch, task.backbone
+        self.device, self.batch = torch.device(task.device), task.batch
         self.generator = np.random.default_rng(task.seed)
-        dataset = SessionDataset.load(task.dataset)
-        newest_first = task.backbone == "gcegnn"
-        # As released, a split is padded to the longest session of that split.
-        self.splits = [
-            (pad(s.items, s.offsets, longest(s), newest_first=newest_first), np.array(s.targets, np.int64))
-            for s in (dataset.train, dataset.test)
-        ]
-        model: nn.Module = (
-            ReleasedSRGNN(dataset.n_items, task.d)
-            if task.backbone == "srgnn"
-            else ReleasedGCEGNN(dataset.n_items, task.d, longest(dataset.train, dataset.test), *item_graph(dataset))
-        )
-        self.model = model.to(self.device)
+        dataset, forms = SessionDataset.load(task.dataset), FORMS[task.backbone]
+        self.model = forms.released(dataset.n_items, task.d, *forms.arguments(dataset)).to(self.device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=LR, weight_decay=L2)
-        make = self.loaded if task.backbone == "gcegnn" else self.sliced
-        self.train_batches = endless(lambda: make(0, shuffle=True))
-        self.test_batches = endless(lambda: make(1, shuffle=False))
-
-    def loaded(self, split: int, *, shuffle: bool) -> Iterator[list[Tensor]]:
-        """One epoch of GCE-GNN's batches, built by four worker processes."""
-        rows = GCEGNNSessions(*self.splits[split])
-        return iter(DataLoader(rows, self.batch, shuffle=shuffle, num_workers=4, pin_memory=self.device.type == "cuda"))
-
-    def sliced(self, split: int, *, shuffle: bool) -> Iterator[list[Tensor]]:
-        """One epoch of SR-GNN's batches, built in this process."""
-        sessions, targets = self.splits[split]
-        order = self.generator.permutation(len(sessions)) if shuffle else np.arange(len(sessions))
-        for rows in batches(order, self.batch):
-            mask = torch.from_numpy((sessions[rows] > 0).astype(np.int64))
-            yield [*srgnn_graphs(sessions[rows]), mask, torch.from_numpy(targets[rows])]
+        train, test = (forms.sessions(split) for split in (dataset.train, dataset.test))
+        n, m = len(dataset.train), len(dataset.test)
+        self.train_batches = endless(lambda: train.batches(batches(self.generator.permutation(n), self.batch)))
+        self.test_batches = endless(lambda: test.batches(batches(np.arange(m), self.batch)))
 
     def train(self, seconds: float) -> Measured:
         """See `Worker.train`."""
@@ -180,12 +174,12 @@ class ReleasedWorker(TorchWorker):
         def step() -> int:
             nonlocal total, count
             self.optimizer.zero_grad()
-            *inputs, targets = (column.to(self.device) for column in next(self.train_batches))
-            loss = F.cross_entropy(self.model(*inputs), targets - 1)
+            *inputs, labels = (column.to(self.device) for column in next(self.train_batches))
+            loss = F.cross_entropy(self.model(*inputs), labels)
             loss.backward()
             self.optimizer.step()
             total, count = total + loss.detach(), count + 1
-            return len(targets)
+            return len(labels)
 
         return run_for(seconds, step, lambda: self.finish(total, count))
 
@@ -197,29 +191,12 @@ class ReleasedWorker(TorchWorker):
         reciprocal: list[float] = []
 
         def step() -> int:
-            *inputs, targets = next(self.test_batches)
+            *inputs, labels = next(self.test_batches)
             top = self.model(*(column.to(self.device) for column in inputs)).topk(20)[1].cpu().numpy()
-            for items, target in zip(top, targets.numpy() - 1, strict=True):
-                hits.append(float(np.isin(target, items)))
-                place = np.where(items == target)[0]
+            for items, label in zip(top, labels.numpy(), strict=True):
+                hits.append(float(np.isin(label, items)))
+                place = np.where(items == label)[0]
                 reciprocal.append(1 / (place[0] + 1) if len(place) else 0.0)
-            return len(targets)
+            return len(labels)
 
         return run_for(seconds, step, lambda: 100 * float(np.mean(hits)))
-
-
-def longest(*splits: Split) -> int:
-    """Clicks of the longest session."""
-    return max(int(split.lengths.max()) for split in splits)
-
-
-def item_graph(dataset: SessionDataset) -> tuple[Tensor, Tensor]:
-    """GCE-GNN's global graph: neighbours and counts [n_items + 1, 12]."""
-    neighbors, counts = build_item_graph(dataset.sessions, dataset.n_items)
-    return torch.from_numpy(neighbors), torch.from_numpy(counts)
-
-
-def batches(order: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    """Slices of ``order``, the last one shorter."""
-    for start in range(0, len(order), size):
-        yield order[start : start + size]

@@ -12,7 +12,17 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from dmsrec_jax.graphs import SessionBatch, segment_softmax, segment_sum
 from dmsrec_jax.item_graph import ItemGraph
-from dmsrec_jax.layers import Constant, ReleasedFusion, Settings, dropout, linear, parameter
+from dmsrec_jax.layers import (
+    Constant,
+    PositionAttention,
+    Reading,
+    ReleasedFusion,
+    Settings,
+    dropout,
+    parameter,
+    session_mean,
+    split_key,
+)
 
 TORCH_KEYS = {
     "embedding.weight": "items",
@@ -31,10 +41,12 @@ TORCH_KEYS = {
     "agg_gcn_0.w_3": "backbone.global_w_3",
 }
 RELEASED = ReleasedFusion(parts=1, bias=False, weight=0.7, dropout=0.6, trains_fusion=False)
+READS = ItemGraph
+RATES = ("dropout_global", "dropout_local")
 SLOPE = 0.2
 
 
-class GCEGNN(nnx.Module):
+class GCEGNN(PositionAttention):
     """Session-level and global-level item vectors, read out with reversed positions."""
 
     def __init__(self, d: int, n_positions: int, item_graph: ItemGraph, *, rngs: nnx.Rngs) -> None:
@@ -47,13 +59,7 @@ class GCEGNN(nnx.Module):
         self.global_w_1 = parameter(d, d + 1, d, rngs=rngs)
         self.global_w_2 = parameter(d, d, 1, rngs=rngs)
         self.global_w_3 = parameter(d, 2 * d, d, rngs=rngs)
-        self.positions = parameter(d, n_positions, d, rngs=rngs)
-        self.w_1 = parameter(d, 2 * d, d, rngs=rngs)
-        # Not of either sign, as released: where the sum of w_2 starts below zero, a session vector starts as MINUS its
-        # items and training stays in a poorer optimum (ML-1M, HR@20: 7 instead of 13; docs/results.md).
-        self.w_2 = nnx.Param(jnp.abs(parameter(d, d, 1, rngs=rngs)[...]))
-        self.glu_1 = linear(d, d, d, rngs=rngs)
-        self.glu_2 = linear(d, d, d, rngs=rngs, use_bias=False)
+        self._add_attention(d, n_positions, use_bias=False, rngs=rngs)
 
     def __call__(
         self,
@@ -63,19 +69,21 @@ class GCEGNN(nnx.Module):
         dropout_global: Float[Array, ""] | float | None = None,
         dropout_local: Float[Array, ""] | float | None = None,
         key: PRNGKeyArray | None = None,
-    ) -> Float[Array, "B d"]:
-        """Session vectors, [B, d]; dropout only where a key is given."""
-        global_key, local_key = (None, None) if key is None else jax.random.split(key)
+        **_: object,
+    ) -> Reading:
+        """Session vectors from both levels; dropout only where a key is given."""
+        global_key, local_key = split_key(key)
         h = item_vectors[batch.graph.nodes]
         local = dropout(self.session_level(h, batch), dropout_local, local_key)
         context = dropout(self.global_level(item_vectors, h, batch), dropout_global, global_key)
-        return self.read_out(local + context, batch)  # eq. (11)
+        z = self.read_out(local + context, batch)  # eq. (11)
+        return Reading(z, (z,))
 
-    def parts(
-        self, item_vectors: Float[Array, "items d"], batch: SessionBatch, **rates: Any
-    ) -> tuple[Float[Array, "B d"]]:
-        """The session vectors."""
-        return (self(item_vectors, batch, **rates),)
+    def add_items(self, n: int) -> None:
+        """Without neighbours in the global graph."""
+        self.neighbors, self.counts = (
+            Constant(jnp.pad(c[...], ((0, n), (0, 0)))) for c in (self.neighbors, self.counts)
+        )
 
     def session_level(self, h: Float[Array, "nodes d"], batch: SessionBatch) -> Float[Array, "nodes d"]:
         """Attention over the session graph with one weight vector per kind of edge, eq. (7) to (9).
@@ -104,28 +112,42 @@ class GCEGNN(nnx.Module):
         """Session-aware attention over each item's global neighbours, eq. (2) to (6)."""
         neighbors: Int[Array, "nodes K"] = self.neighbors[batch.graph.nodes]
         counts = self.counts[batch.graph.nodes]
-        s = jnp.pad(_session_mean(h, batch), ((0, 1), (0, 0)))[batch.node_session]  # eq. (4)
+        s = jnp.pad(session_mean(h, batch), ((0, 1), (0, 0)))[batch.node_session]  # eq. (4)
         h_near = item_vectors[neighbors]
-        w_vector, w_count = self.global_w_1[:-1], self.global_w_1[-1]
-        hidden = (s[:, None, :] * h_near) @ w_vector + counts[..., None] * w_count
-        alpha = jax.nn.softmax((jax.nn.leaky_relu(hidden, SLOPE) @ self.global_w_2)[..., 0], axis=-1)  # eq. (3), (5)
+        logits = neighbor_logits(s[:, None, :] * h_near, counts, self.global_w_1[...], self.global_w_2[...])  # eq. (3)
+        alpha = jax.nn.softmax(logits, axis=-1)  # eq. (5)
         h_global = jnp.einsum("nk,nkd->nd", alpha, h_near)  # eq. (2)
         return jax.nn.relu(jnp.concatenate([h, h_global], 1) @ self.global_w_3)  # eq. (6)
 
-    def read_out(self, h: Float[Array, "nodes d"], batch: SessionBatch) -> Float[Array, "B d"]:
-        """Soft attention over clicks with reversed positions, eq. (12) to (15)."""
-        d = h.shape[1]
-        by_position, by_item = self.positions @ self.w_1[:d], h @ self.w_1[d:]
-        z = jnp.tanh(by_position[batch.click_position] + by_item[batch.click_node])  # eq. (12)
-        s = jnp.pad(self.glu_2(_session_mean(h, batch)), ((0, 1), (0, 0)))[batch.click_session]  # eq. (13)
-        beta = jax.nn.sigmoid(self.glu_1(z) + s) @ self.w_2  # eq. (14)
-        return batch.sum_sessions(beta * h[batch.click_node], batch.click_session)  # eq. (15)
+
+@jax.custom_vjp
+def neighbor_logits(
+    x: Float[Array, "nodes K d"], counts: Float[Array, "nodes K"], w_1: Float[Array, "d+1 d"], w_2: Float[Array, "d 1"]
+) -> Float[Array, "nodes K"]:
+    """Eq. (3): LeakyReLU([x ; counts] · w_1) · w_2, with a gradient of two products and one pass over hidden values.
+
+    It is linear in w_2 and, but for the kink, in w_1. So with ∂w_1 = P ⊙ w_2ᵀ, ∂w_2 is the sum of P ⊙ w_1 over rows.
+    """
+    return _neighbor_logits(x, counts, w_1, w_2)[0]
 
 
-def _session_mean(h: Float[Array, "nodes d"], batch: SessionBatch) -> Float[Array, "B d"]:
-    """Mean over clicks: an item clicked twice counts twice."""
-    total = batch.sum_sessions(batch.node_clicks[:, None] * h, batch.node_session)
-    return total / jnp.maximum(batch.length, 1)[:, None]
+def _neighbor_logits(x: Any, counts: Any, w_1: Any, w_2: Any) -> tuple[Any, Any]:
+    # Beside the features, so that the product that is w_1's gradient has the counts' row as well.
+    rows = jnp.concatenate([x, counts[..., None]], axis=-1).reshape(-1, len(w_1))
+    hidden = rows @ w_1
+    logits = jax.nn.leaky_relu(hidden, SLOPE) @ w_2
+    return logits.reshape(counts.shape), (rows, hidden, w_1, w_2)
+
+
+def _neighbor_logits_gradient(inputs: tuple[Any, ...], g: Any) -> tuple[Any, ...]:
+    rows, hidden, w_1, w_2 = inputs
+    slopes = jnp.where(hidden >= 0, 1.0, SLOPE) * g.reshape(-1, 1)
+    p, of_rows = rows.T @ slopes, (w_1 * w_2[:, 0]).T
+    of_x = (slopes @ of_rows[:, :-1]).reshape(*g.shape, -1)
+    return of_x, (slopes @ of_rows[:, -1]).reshape(g.shape), p * w_2[:, 0], (w_1 * p).sum(0)[:, None]
+
+
+neighbor_logits.defvjp(_neighbor_logits, _neighbor_logits_gradient)
 
 
 def build(settings: Settings, item_graph: ItemGraph, rngs: nnx.Rngs) -> GCEGNN:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from rich.progress import Progress
 
-from dmsrec_jax.config import PrepareAmazon
 from dmsrec_jax.data.bad_rows import BadRows
+from dmsrec_jax.data.config import PrepareAmazon
 from dmsrec_jax.data.dataset import Sessions
 from dmsrec_jax.data.samples import prefixes, take
 from dmsrec_jax.data.splits import n_first

@@ -11,9 +11,9 @@ import numpy as np
 import polars as pl
 from rich.progress import Progress
 
-from dmsrec_jax.config import PrepareCsv, PrepareLog
 from dmsrec_jax.data.bad_rows import BadRows
 from dmsrec_jax.data.clicks import Clicks, build
+from dmsrec_jax.data.config import PrepareCsv, PrepareLog
 from dmsrec_jax.data.write import Prepared
 from dmsrec_jax.errors import InputError
 

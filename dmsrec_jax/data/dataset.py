@@ -141,6 +141,12 @@ class SessionDataset:
         lines = "".join(f"{name}:{digest}\n" for name, digest in sorted(self.meta["files"].items()))
         return hashlib.sha256(lines.encode()).hexdigest()
 
+    def has_same_test(self, other: "SessionDataset") -> bool:
+        """Whether both test the same sessions of the same catalogue; training rows may differ."""
+        files = self.meta["files"], other.meta["files"]
+        ours, theirs = ({name: of[name] for name in of if name.startswith(("item", "test"))} for of in files)
+        return ours == theirs and self.n_items == other.n_items
+
     @cached_property
     def item_ids(self) -> list[str]:
         """Raw item ids, indexed by item id; ``item_ids[0]`` is ""."""

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from dmsrec_jax.config import PrepareMovieLens
 from dmsrec_jax.data.bad_rows import BadRows
 from dmsrec_jax.data.clicklog import scan_text
+from dmsrec_jax.data.config import PrepareMovieLens
 from dmsrec_jax.data.dataset import Sessions
 from dmsrec_jax.data.samples import last_clicks, prefixes, take
 from dmsrec_jax.data.splits import n_first

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from dmsrec_jax.data.config import PrepareNpz
 from dmsrec_jax.data.dataset import Sessions
-from dmsrec_jax.data.samples import align, infer_chains
+from dmsrec_jax.data.samples import align, infer_chains, prefixes, without_longest
 from dmsrec_jax.data.write import Prepared
 from dmsrec_jax.errors import InputError
 from dmsrec_jax.files import read_json
@@ -20,18 +21,18 @@ _MAX_BYTES = 1 << 33
 _NAMES = tuple(f"{split}_{part}" for split in ("train", "test") for part in ("items", "offsets", "targets"))
 
 
-def read_npz(raw: Path) -> Prepared:
-    """Reads ``sessions.npz`` (or a folder that holds it) and the ``titles.json`` beside it, if any.
+def read_npz(config: PrepareNpz) -> Prepared:
+    """Reads ``sessions.npz`` and the ``titles.json`` beside it, if any.
 
     The file holds integer arrays ``{train,test}_items``, ``_offsets``, ``_targets`` and ``all_items``, ``all_offsets``
     (whole training sessions). The rows keep their order. ``titles.json`` maps an item id to its title, or to an object
     with a ``title`` and, as raw id, an ``asin`` or ``movie_id``.
 
     Raises:
-      InputError: a file is missing, truncated, foreign or inconsistent; an id is out of range; or a training row is no
-        prefix of a whole session.
+      InputError: a file is missing, truncated, foreign or inconsistent; an id is out of range; a training row is no
+        prefix of a whole session; or no test row is left.
     """
-    path = raw / "sessions.npz" if raw.is_dir() else raw
+    path = config.raw / "sessions.npz" if config.raw.is_dir() else config.raw
     arrays = _read_arrays(path)
     inputs = (path, *(file for file in [path.parent / "titles.json"] if file.exists()))
     item_ids, titles = _read_titles(inputs[1]) if len(inputs) > 1 else (None, None)
@@ -52,7 +53,17 @@ def read_npz(raw: Path) -> Prepared:
         check_targets(arrays["test_targets"], arrays["test_offsets"], f"{path}: test"),
         prefixed=form != "one row per session",
     )
-    return Prepared(train, test, sessions, item_ids, titles, (f"training rows: {form}",), inputs)
+    notes = [f"training rows: {form}"]
+    if config.augment_prefixes:
+        train = prefixes(sessions)
+        notes.append("made all prefixes, shortest first")
+    if config.drop_last_target:
+        rows = len(test)
+        test = without_longest(test)
+        if not len(test):
+            raise InputError(f"{path}: --drop-last-target leaves no test row")
+        notes.append(f"test rows: {len(test):,} of {rows:,}, without each session's last target")
+    return Prepared(train, test, sessions, item_ids, titles, tuple(notes), inputs)
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:

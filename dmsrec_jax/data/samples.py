@@ -151,10 +151,24 @@ def _extends(rows: Sessions, targets: np.ndarray, longer: np.ndarray, shorter: n
     return result
 
 
+def _longest_rows(split: Split) -> np.ndarray:
+    """The longest row of each chain, in the chains' order."""
+    order = np.lexsort((split.lengths, split.chains))
+    return order[np.append(np.flatnonzero(np.diff(split.chains[order])), len(order) - 1)] if len(order) else order
+
+
+def without_longest(split: Split) -> Split:
+    """The rows but for each chain's longest, whose target is the session's last click; chains are numbered anew."""
+    keep = np.ones(len(split), bool)
+    keep[_longest_rows(split)] = False
+    kept = np.flatnonzero(keep)
+    rows = take(split, kept)
+    chains = np.unique(split.chains[kept], return_inverse=True)[1].astype(np.int32)
+    return Split(rows.items, rows.offsets, split.targets[kept], chains)
+
+
 def longest(split: Split) -> Sessions:
     """The whole session of each chain: its longest row and that row's target, oldest click first."""
-    order = np.lexsort((split.lengths, split.chains))
-    last = np.append(np.flatnonzero(np.diff(split.chains[order])), len(order) - 1) if len(order) else order
-    rows = order[last]
+    rows = _longest_rows(split)
     items, offsets = ragged(split.items, split.offsets[rows], split.lengths[rows])
     return Sessions(np.insert(items, offsets[1:], split.targets[rows]), offsets + np.arange(len(offsets)))

@@ -1,8 +1,9 @@
-"""Validation from the end of training, whole chains together."""
+"""Parts of the training sessions, whole chains together: validation from their end, and folds by chance."""
 
 import numpy as np
 
 from dmsrec_jax.data.dataset import SessionDataset, Sessions, Split
+from dmsrec_jax.data.samples import ragged, take
 from dmsrec_jax.errors import InputError
 
 
@@ -35,3 +36,36 @@ def validation_split(dataset: SessionDataset, fraction: float) -> tuple[Split, S
 def n_first(n: int, fraction: float) -> int:
     """How many of ``n`` come before the last ``fraction``: n · (1 - fraction), rounded down."""
     return int(round(n * (1.0 - fraction), 6))
+
+
+def chain_folds(split: Split, folds: int, seed: int) -> np.ndarray:
+    """The fold of each row, int64 [rows] from 0: whole chains at random, folds of equally many chains (or one more).
+
+    Raises:
+      InputError: there are fewer than 2 folds, or more than chains.
+    """
+    _, chain = np.unique(split.chains, return_inverse=True)
+    n = int(chain[-1]) + 1
+    if not 2 <= folds <= n:
+        raise InputError(f"--cross-fit {folds}: 2 to {n} folds can be had of the training sessions")
+    return (np.random.default_rng(seed).permutation(n) % folds)[chain]
+
+
+def hold_out(dataset: SessionDataset, held: np.ndarray) -> tuple[Split, Split, Sessions]:
+    """Takes training rows, and the sessions they are prefixes of, out of training.
+
+    Args:
+      dataset: whose training rows.
+      held: bool [rows], with whole chains alike.
+
+    Returns:
+      The rows left, the rows held out, and the whole sessions without those held out.
+    """
+    train, sessions = dataset.train, dataset.sessions
+    left = np.setdiff1d(np.arange(len(sessions)), train.chains[held])
+    return _rows(train, np.flatnonzero(~held)), _rows(train, np.flatnonzero(held)), take(sessions, left)
+
+
+def _rows(split: Split, rows: np.ndarray) -> Split:
+    clicks = ragged(split.items, split.offsets[rows], split.lengths[rows])
+    return Split(*clicks, np.asarray(split.targets[rows]), np.asarray(split.chains[rows]))

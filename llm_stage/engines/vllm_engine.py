@@ -1,5 +1,6 @@
 """``--engine vllm``: vLLM inside this process; its prefix cache spares what prompts share."""
 
+import atexit
 import functools
 import importlib.util
 import os
@@ -20,6 +21,8 @@ from llm_stage.prompts import Chat
 
 CPU_BLOCK = 32
 """Tokens of a cache block on a CPU; vLLM's 128 would leave most of a prompt's end uncached."""
+SECONDS_TO_END = 30
+"""What the engine's processes get to end by themselves; of vLLM's 5 its workers alone may take 4."""
 
 
 def build(config: RunConfig, dataset: SessionDataset) -> Engine:
@@ -67,7 +70,7 @@ class VllmModel:
         from vllm import LLM
 
         try:
-            return LLM(
+            llm = LLM(
                 model=self.weights.source,
                 revision=self.weights.hub_revision,
                 tensor_parallel_size=self.config.tensor_parallel,
@@ -80,6 +83,9 @@ class VllmModel:
             )
         except Exception as error:  # out of memory, unknown architecture, damaged weights …
             raise InputError(f"--model {self.config.model}: vLLM does not start: {error}") from None
+        # Else the engine's process is killed at exit, and vLLM's watch over it can abort this one (exit code 134).
+        atexit.register(llm.llm_engine.engine_core.shutdown, timeout=SECONDS_TO_END)
+        return llm
 
     @property
     def longest(self) -> int:

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from dmsrec_jax.config import PrepareAmazon
 from dmsrec_jax.data.amazon import read_amazon
+from dmsrec_jax.data.config import PrepareAmazon
 from dmsrec_jax.errors import InputError
 
 REVIEWS = [  # user, asin, time; u2 reviews two products on one day: they stay in file order

@@ -6,8 +6,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from dmsrec_jax.config import PrepareCsv, PrepareParquet
 from dmsrec_jax.data.clicklog import read_log
+from dmsrec_jax.data.config import PrepareCsv, PrepareParquet
 from dmsrec_jax.errors import InputError
 
 # s1 … s5 end at 12, 21, 33, 41, 51. Item z is rare; s4's click on it goes, which leaves s4 with one.

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dmsrec_jax.config import PrepareMovieLens
+from dmsrec_jax.data.config import PrepareMovieLens
 from dmsrec_jax.data.movielens import cut, read_movielens
 from dmsrec_jax.errors import InputError
 

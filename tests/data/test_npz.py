@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dmsrec_jax.data.config import PrepareNpz
 from dmsrec_jax.data.dataset import Sessions
 from dmsrec_jax.data.npz import read_npz
-from dmsrec_jax.data.samples import longest, shortest_first
+from dmsrec_jax.data.samples import last_clicks, longest, longest_first, shortest_first
+from dmsrec_jax.errors import InputError
 
 SHARED = Path(os.environ.get("DMSREC_SHARED", Path(__file__).parents[2] / "../shared")) / "data"
 
@@ -27,7 +29,7 @@ def test_real_forms(name):
     raw = SHARED / name
     if not raw.exists():
         pytest.skip(f"{raw} is not there (it may not be redistributed)")
-    prepared = read_npz(raw)
+    prepared = read_npz(PrepareNpz(raw=raw, out=raw / "out"))
     form, train_rows, n_sessions, test_rows, test_chains, n_items, clicks = REAL[name]
     assert prepared.notes == (f"training rows: {form}",)
     assert (len(prepared.train), len(prepared.sessions), len(prepared.test)) == (train_rows, n_sessions, test_rows)
@@ -60,12 +62,57 @@ def raw(tmp_path):
 def test_titles_are_unescaped_and_raw_ids_kept(raw):
     titles = {"1": {"title": "A &amp; B", "asin": "B00"}, "2": "C&#39;s", "3": {"movie_id": 7}, "5": {"title": "E"}}
     (raw / "titles.json").write_text(json.dumps(titles))
-    prepared = read_npz(raw)
+    prepared = read_npz(PrepareNpz(raw=raw, out=raw / "out"))
     assert prepared.titles == ["A & B", "C's", "", "", "E"]
     assert prepared.item_ids == ["B00", "2", "7", "4", "5"]
 
 
 def test_without_titles_ids_are_numbers(raw):
-    prepared = read_npz(raw / "sessions.npz")
+    prepared = read_npz(PrepareNpz(raw=raw / "sessions.npz", out=raw / "out"))
     assert prepared.titles is None
     assert prepared.item_ids == ["1", "2", "3", "4"]
+
+
+def write_rows(path: Path, rows, whole: Sessions) -> Path:
+    """The same rows train and test."""
+    split = rows(whole)
+    arrays = {"all_items": whole.items, "all_offsets": whole.offsets}
+    for part in ("train", "test"):
+        arrays |= {f"{part}_items": split.items, f"{part}_offsets": split.offsets, f"{part}_targets": split.targets}
+    np.savez(path / "sessions.npz", **arrays)
+    return path
+
+
+WHOLE = Sessions(np.array([1, 2, 3, 4, 3, 1, 4], np.int32), np.array([0, 3, 5, 7]))
+
+
+def test_prefixes_of_rows_that_are_last_clicks(tmp_path):
+    raw = write_rows(tmp_path, last_clicks, WHOLE)
+    prepared = read_npz(PrepareNpz(raw=raw, out=raw / "out", augment_prefixes=True))
+    assert [row.tolist() for row in prepared.train] == [[1], [1, 2], [4], [1]]
+    assert prepared.train.targets.tolist() == [2, 3, 3, 4]
+    assert prepared.train.chains.tolist() == [0, 0, 1, 2]
+    assert [row.tolist() for row in prepared.test] == [[1, 2], [4], [1]], "test rows stay"
+
+
+@pytest.mark.parametrize("order", [shortest_first, longest_first])
+def test_without_the_last_target_of_test_sessions(tmp_path, order):
+    raw = write_rows(tmp_path, order, WHOLE)
+    prepared = read_npz(PrepareNpz(raw=raw, out=raw / "out", drop_last_target=True))
+    assert [row.tolist() for row in prepared.test] == [[1]]
+    assert prepared.test.targets.tolist() == [2]
+    assert prepared.test.chains.tolist() == [0]
+    assert len(prepared.train) == 4, "training rows stay"
+    assert "test rows: 1 of 4, without each session's last target" in prepared.notes
+
+
+def test_no_test_row_left(raw):
+    with pytest.raises(InputError, match="--drop-last-target leaves no test row"):
+        read_npz(PrepareNpz(raw=raw, out=raw / "out", drop_last_target=True))
+
+
+def test_the_published_rows_of_msgifsr_on_beauty():
+    raw = SHARED / "beauty"
+    if not raw.exists():
+        pytest.skip(f"{raw} is not there (it may not be redistributed)")
+    assert len(read_npz(PrepareNpz(raw=raw, out=raw, drop_last_target=True)).test) == 15_185

@@ -17,7 +17,7 @@ def write_random_candidates(folder: Path, dataset: SessionDataset, seed: int = 0
 
     parts = {"train": dataset.train, "test": dataset.test}
     listed = {part: np.stack([of(rows[row]) for row in range(len(rows))]) for part, rows in parts.items()}
-    write_candidates(folder, listed, dataset)
+    write_candidates(folder, listed, dataset, {"run": "test"})
     return folder
 
 

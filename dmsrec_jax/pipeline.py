@@ -1,0 +1,140 @@
+"""``python -m dmsrec_jax.pipeline``: from a dataset folder to fused recommendations and a report, each step once."""
+
+import dataclasses
+import hashlib
+import json
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from dmsrec_jax import cli
+from dmsrec_jax.config import EvaluateConfig, PipelineConfig, TrainConfig, TrainSettings
+from dmsrec_jax.data import SessionDataset
+from dmsrec_jax.evaluate import evaluate
+from dmsrec_jax.files import read_json, sha256, staged_folder
+from dmsrec_jax.neighbor_methods import METHODS
+from dmsrec_jax.once import Once
+from dmsrec_jax.recipe import FUSED_FLAGS, check_flags
+from dmsrec_jax.results import print_differences, print_results, read_results
+
+
+def pipeline(config: PipelineConfig) -> None:
+    """Takes the steps that are due, then prints the results."""
+    console = Console(markup=False, highlight=False)
+    training = train_flags(config)
+    check_flags(TrainConfig(**training, intents=config.out))
+    SessionDataset.load(config.dataset, verify=True)
+    out, data = config.out, {"dataset": config.dataset}
+    described = {"dataset": config.dataset / "meta.json"}
+    with Once(out, 7, console) as once:
+
+        def train(name: str, flags: Mapping[str, Any], inputs: Mapping[str, Path]) -> Path:
+            run = out / name
+            folders = {key: file.parent for key, file in inputs.items()}
+
+            def clear() -> None:
+                with staged_folder(run, marker="config.yaml", overwrite=True):
+                    pass
+
+            def action() -> None:
+                once.command("dmsrec_jax.train", {**flags, **folders, "out": run}, "--resume")
+
+            once.take(name, action, flags, inputs, run / "results.json", clear)
+            return run
+
+        plain = train("plain", {key: value for key, value in training.items() if key not in FUSED_FLAGS}, described)
+
+        flags = {"k": config.k, "cross_fit": config.cross_fit}
+        candidates = out / "candidates"
+        read = {"run": plain / "model.json"}
+
+        def write_candidates() -> None:
+            folders = data | {"run": plain, "out": candidates}
+            once.command("dmsrec_jax.candidates", flags | folders, "--overwrite")
+
+        once.take("candidates", write_candidates, flags, read, candidates / "candidates.json")
+
+        asked = {key: getattr(config, key) for key in ("engine", "model", "encoder", "llm_flags")}
+        read = described | {"candidates": candidates / "candidates.json"}
+        # Answers may have cost hours of a GPU: other questions get another folder, and these stay.
+        intents = out / "intents" / f"{config.engine}-{digest(asked, read)}"
+
+        def ask() -> None:
+            flags = {key: value for key, value in asked.items() if key != "llm_flags"}
+            folders = data | {"candidates": candidates, "out": intents}
+            once.command("llm_stage.run", flags | folders, *shlex.split(config.llm_flags))
+
+        once.take("intents", ask, asked, read, intents / "meta.json")
+
+        fused = train("fused", training, described | {"intents": intents / "meta.json"})
+
+        share = {"validation_fraction": config.validation_fraction} if config.validation_fraction else {}
+        references = [out / "neighbors" / method for method in METHODS]
+
+        def score_neighbors() -> None:
+            once.command("dmsrec_jax.neighbors", {**share, **data, "out": out / "neighbors"}, "--overwrite")
+
+        once.take("neighbors", score_neighbors, share, described, references[-1] / "results.json")
+
+        best = best_reference(references)
+        flags = {"bootstrap": config.bootstrap, "seed": config.seed}
+        # Not results.json, which this step adds to: each training writes other times into metrics.jsonl.
+        read = {run.name: run / "metrics.jsonl" for run in (plain, fused)} | {best.name: best / "ranks.npy"}
+
+        def compare() -> None:
+            for run, other in ((plain, None), (best, None), (fused, plain), (fused, best)):
+                judged = EvaluateConfig(
+                    run, compare=other, dataset=config.dataset, bootstrap=config.bootstrap, seed=config.seed
+                )
+                evaluate(judged, Console(quiet=True))
+
+        once.take("evaluate", compare, flags, read, fused / "results.json")
+
+        runs = [plain, fused, *references]
+        page = out / "report" / "report.html"
+
+        def write_report() -> None:
+            once.command("dmsrec_jax.report", flags | data | {"out": page.parent}, *runs, "--overwrite")
+
+        once.take("report", write_report, flags, {run.name: run / "results.json" for run in runs}, page)
+
+    print_summary(plain, fused, best, console)
+    console.print(f"report: {page}", soft_wrap=True)
+
+
+def train_flags(config: PipelineConfig) -> dict[str, Any]:
+    """The settings of both trainings, of which the plain one takes no `FUSED_FLAGS`."""
+    named = (field.name for field in dataclasses.fields(TrainSettings))
+    return {name: getattr(config, name) for name in named if name != "config"}
+
+
+def digest(flags: Mapping[str, Any], inputs: Mapping[str, Path]) -> str:
+    """Eight hexadecimal digits for flags and the bytes of inputs."""
+    about = [dict(flags), {key: sha256(path) for key, path in inputs.items()}]
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def best_reference(runs: list[Path]) -> Path:
+    """The neighbour run with the best MRR@20 on validation, seen items excluded."""
+    return max(runs, key=lambda run: read_json(run / "results.json")["validation"]["exclude_seen"]["mrr@20"])
+
+
+def print_summary(plain: Path, fused: Path, best: Path, console: Console) -> None:
+    """Plain, fused and the best reference side by side, and the paired differences of the fused run."""
+    results = {run: read_results(run) for run in (plain, fused, best)}
+    label = results[fused]["intents"]["provenance"]["engine_label"]
+    names = {plain: "plain", fused: f"fused: {label}", best: f"{best.name} (no learning)"}
+    print_results({names[run]: results[run] for run in results}, console)
+    for run in (plain, best):
+        print_differences(f"{names[fused]} − {names[run]}", results[fused]["differences"][str(run)], console)
+
+
+def main(argv: list[str] | None = None) -> None:
+    cli.run(pipeline, PipelineConfig, argv, prog="python -m dmsrec_jax.pipeline")
+
+
+if __name__ == "__main__":
+    main()

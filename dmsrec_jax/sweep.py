@@ -1,0 +1,147 @@
+"""``python -m dmsrec_jax.sweep``: many settings and seeds, as few compiled programs as they allow.
+
+OUT/sweep.json                 settings, data, and the mean and std of each setting's seeds
+OUT/<setting>/seed-<seed>/     run folders, as `train` writes them, but without checkpoints
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from dmsrec_jax import cli
+from dmsrec_jax.config import SweepConfig
+from dmsrec_jax.data import SessionDataset
+from dmsrec_jax.data.demo import demo_dataset
+from dmsrec_jax.errors import InputError
+from dmsrec_jax.files import read_json, staged_folder, write_json
+from dmsrec_jax.group import train_group
+from dmsrec_jax.metrics import METRICS, by_view
+from dmsrec_jax.outcome import check_same_settings
+from dmsrec_jax.parallel import Devices, split_cpu
+from dmsrec_jax.plan import Member, groups, read_plan
+from dmsrec_jax.recipe import Inputs, read_artifacts
+from dmsrec_jax.results import dataset_identity, print_results, read_results
+
+SCHEMA_VERSION = 1
+AT_ONCE = {"cpu": 1}
+"""Runs that train at once on a device of a platform: a CPU is busy with one, and two want twice the memory."""
+AT_ONCE_ELSEWHERE = 16
+
+console = Console(markup=False, highlight=False)
+
+
+def sweep(config: SweepConfig) -> None:
+    """Trains what of the plan is not there yet, and sums up."""
+    settings, members = read_plan(config)
+    split_cpu(config.devices)
+    devices = Devices(config.devices)
+    at_once = config.members_at_once
+    if at_once is None:
+        at_once = AT_ONCE.get(jax.default_backend(), AT_ONCE_ELSEWHERE)
+    if at_once < 1:
+        raise InputError(f"--members-at-once {at_once}: at least 1 is due")
+    path = members[0].config.dataset
+    dataset = SessionDataset.load(path) if path else demo_dataset(Path("datasets"))
+    gathered = [(group, read_artifacts(group[0].config, dataset)) for group in groups(members)]
+    summary = open_sweep(config, members, gathered, dataset)
+    started = time.perf_counter()
+    for number, (group, inputs) in enumerate(gathered, start=1):
+        missing = [member for member in group if not is_done(config.out, member)]
+        console.print(f"program {number} of {len(gathered)}: {len(missing)} of {len(group)} runs to do")
+        if missing:
+            train_group(config.out, missing, inputs, devices, at_once, console)
+    summary |= sum_up(config.out, settings, members)
+    write_json(config.out / "sweep.json", summary)
+    print_sweep(summary)
+    console.print(f"{len(members)} runs in {time.perf_counter() - started:.0f} s: {config.out}", soft_wrap=True)
+
+
+def is_done(out: Path, member: Member) -> bool:
+    return (out / member.folder / "results.json").is_file()
+
+
+def open_sweep(
+    config: SweepConfig,
+    members: list[Member],
+    gathered: list[tuple[list[Member], Inputs]],
+    dataset: SessionDataset,
+) -> dict[str, Any]:
+    """Makes the folder ready, and gives ``sweep.json`` as it is before any results.
+
+    Raises:
+      InputError: the folder holds something else, or runs with other settings or data.
+    """
+    out = config.out
+    hashes: dict[str, dict[str, str | None]] = {}
+    for group, inputs in gathered:
+        hashes |= dict.fromkeys((member.setting for member in group), inputs.hashes(group[0].config))
+    summary = {
+        "schema_version": SCHEMA_VERSION,
+        "dataset": dataset_identity(dataset),
+        "protocol": members[0].config.protocol,
+        "inputs": hashes,
+    }
+    if not (out / "sweep.json").is_file() or config.overwrite:
+        with staged_folder(out, marker="sweep.json", overwrite=config.overwrite) as staged:
+            write_json(staged / "sweep.json", summary)
+        return summary
+    begun = read_json(out / "sweep.json")
+    if not isinstance(begun, dict) or begun.get("schema_version") != SCHEMA_VERSION:
+        raise InputError(f"{out / 'sweep.json'}: not of schema version {SCHEMA_VERSION}")
+    known = begun.get("inputs", {})
+    for member in members:
+        for name, digest in hashes[member.setting].items():
+            if known.get(member.setting, {}).get(name, digest) != digest:
+                began = f"{member.setting} began on another {cli.flag_of(name)}"
+                raise InputError(f"{out}: {began}, by hash; give another --out")
+        if is_done(out, member):
+            check_same_settings(out / member.folder, member.config)
+    inputs_of_all = {"inputs": known | hashes}
+    write_json(out / "sweep.json", begun | inputs_of_all)
+    return summary | inputs_of_all
+
+
+def sum_up(out: Path, settings: dict[str, dict[str, Any]], members: list[Member]) -> dict[str, Any]:
+    """Means and standard deviations over each setting's seeds, of the runs that are there."""
+    entries = []
+    for name, overrides in settings.items():
+        folders = [member.folder for member in members if member.setting == name]
+        done = [folder for folder in folders if (out / folder / "results.json").is_file()]
+        runs = [read_results(out / folder) for folder in done]
+        entry: dict[str, Any] = {"name": name, "overrides": overrides, "runs": [folder.as_posix() for folder in done]}
+        entry["missing"] = [folder.as_posix() for folder in folders if folder not in done]
+        for key in ("test", "validation", "test_no_intent"):
+            found = [run[key] for run in runs if run.get(key)]
+            if found:
+                rows = np.array([[v[metric] for v in run.values() for metric in METRICS] for run in found])
+                entry[key] = by_view(rows.mean(axis=0))
+                if len(found) > 1:
+                    entry[f"{key}_std"] = by_view(rows.std(axis=0, ddof=1))
+        entries.append(entry)
+    return {"settings": entries}
+
+
+def print_sweep(summary: dict[str, Any]) -> None:
+    """Prints a row per setting, mean ± std over its seeds."""
+    rows: dict[str, dict[str, Any]] = {}
+    for entry in summary["settings"]:
+        if "test" in entry:
+            rows[entry["name"]] = {"test": entry["test"], "protocol": summary["protocol"]}
+            rows[entry["name"]] |= {"std": entry["test_std"]} if "test_std" in entry else {}
+        for run in entry["missing"]:
+            console.print(f"missing: {run}")
+    if rows:
+        print_results(rows, console)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    cli.run(sweep, SweepConfig, argv, prog="python -m dmsrec_jax.sweep")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""Small models and packed sessions for the tests of single backbones."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from dmsrec_jax.data import Sessions
+from dmsrec_jax.graphs import SessionBatch, batch_budget, build_graphs, pack
+from dmsrec_jax.model import ModelSettings, SessionModel
+from dmsrec_jax.runs import new_model
+from tests.conftest import N_ITEMS, random_sessions
+
+N = 12
+SESSIONS = random_sessions(3, N)
+LENGTH = int(SESSIONS.lengths.max())
+
+
+def build(backbone: str, d: int = 6, score: str = "dot", graph: Any = None, **settings: Any) -> SessionModel:
+    """A model with initial values of a fixed seed."""
+    of_model = ModelSettings(backbone, N_ITEMS, d, score, LENGTH, **settings)
+    program, params = new_model(of_model, graph, jax.random.key(2))
+    return nnx.merge(program.graphdef, params, program.constants)
+
+
+def batch(rows: Sequence[int] | np.ndarray = range(N), sessions: Sessions = SESSIONS) -> SessionBatch:
+    """These sessions packed; row N is empty."""
+    graphs = build_graphs(sessions)
+    return pack(jax.tree.map(jnp.asarray, graphs), jnp.asarray(rows), batch_budget(graphs, len(rows), 1))

@@ -1,0 +1,133 @@
+"""Tokens, attention within sessions, 1.5-entmax and votes, each against a plain form; the original with α = 1.5."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from dmsrec_jax.backbones.miasrec import OF_MAX, Votes, attend, entmax, packed_tokens, segment_best
+from dmsrec_jax.graphs import pack
+from tests.backbones.small import LENGTH, SESSIONS, N, batch, build
+from tests.conftest import N_ITEMS
+from tests.parity import golden
+
+model = partial(build, "miasrec", score="cosine")
+
+
+def test_tokens_of_a_session_stand_together():
+    data = batch()
+    tokens = packed_tokens(data)
+    assert (np.diff(tokens.session) >= 0).all()
+    items = np.asarray(data.graph.nodes)
+    for row in range(N):
+        own = np.flatnonzero(np.asarray(tokens.session) == row)
+        assert own[0] == tokens.means[row]
+        clicks = SESSIONS[row]
+        assert items[tokens.node[own[1:]]].tolist() == clicks.tolist()
+        assert tokens.place[own].tolist() == [0, *range(len(clicks), 0, -1)]
+        assert tokens.repeats[own].tolist() == [1, *((clicks == item).sum() for item in clicks)]
+
+
+@pytest.mark.parametrize("more", [0, 4, 400])
+def test_attention_stays_within_sessions(more):
+    """Whether a block holds one session, or all of them."""
+    tokens = packed_tokens(batch())
+    shape = (3, len(tokens.session), 2, 3)
+    query, keys, values = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+    found = attend(query, keys, values, tokens, LENGTH + 1 + more, None, None)
+    for row in range(N):
+        own = np.asarray(tokens.session) == row
+        for head in range(2):
+            weights = np.exp(query[own, head] @ keys[own, head].T * 3**-0.5)
+            expected = weights / weights.sum(1, keepdims=True) @ values[own, head]
+            np.testing.assert_allclose(found[own, head], expected, atol=1e-5)
+
+
+def sorted_entmax(x: np.ndarray) -> np.ndarray:
+    """The exact threshold, by sorting (Peters et al., ACL 2019)."""
+    x = x / 2 - x.max() / 2
+    ordered, k = np.sort(x)[::-1], np.arange(1, len(x) + 1)
+    mean, squares = np.cumsum(ordered) / k, np.cumsum(ordered**2)
+    tau = mean - np.sqrt(np.maximum((1 - (squares - k * mean**2)) / k, 0))
+    return np.maximum(x - tau[(tau <= ordered).sum() - 1], 0) ** 2
+
+
+def test_entmax_and_its_gradient():
+    rng = np.random.default_rng(1)
+    sizes = [1, 2, 7, 200, 50]
+    rows = [rng.normal(size=n) * scale for n, scale in zip(sizes, (1, 5, 1, 1e-3, 30), strict=True)]
+    owner = jnp.repeat(jnp.arange(6), jnp.array([*sizes, 3]))
+    logits = jnp.asarray(np.concatenate([*rows, np.zeros(3)]), jnp.float32)
+    found = entmax(logits, owner, 5)
+    np.testing.assert_allclose(found[:-3], np.concatenate([sorted_entmax(row) for row in rows]), atol=1e-5)
+    assert (np.asarray(found) == 0).any()
+    upstream = rng.normal(size=len(logits))
+    gradient = jax.grad(lambda x: jnp.sum(entmax(x, owner, 5)[:-3] * upstream[:-3]))(logits)
+    for session in range(5):
+        own = np.asarray(owner == session)
+        slope = np.sqrt(np.asarray(found)[own])
+        expected = slope * (upstream[own] - slope @ upstream[own] / slope.sum())
+        np.testing.assert_allclose(gradient[own], expected, atol=2e-4)
+
+
+def test_the_best_row_has_the_gradient():
+    values, owner = jnp.array([[1.0, 5.0], [3.0, 2.0], [-1.0, 0.0]]), jnp.array([0, 0, 1])
+    best, back = jax.vjp(lambda x: segment_best(x, owner, 2), values)
+    assert best.tolist() == [[3.0, 5.0], [-1.0, 0.0]]
+    assert back(jnp.array([[1.0, 2.0], [3.0, 4.0]]))[0].tolist() == [[0.0, 2.0], [1.0, 0.0], [3.0, 4.0]]
+
+
+@pytest.mark.parametrize("released_padding", [None, LENGTH])
+def test_any_number_of_items_at_once_gives_the_same(released_padding):
+    built, data = model(released_padding=released_padding), batch()
+    reading, vectors = built.backbone(built.item_vectors(), data), built.item_vectors()
+
+    def scores(items_at_once: int):
+        def loss(vectors):
+            found = built.backbone.score(reading.z, reading, vectors, None, items_at_once)
+            return jnp.sum(found**2), found
+
+        return jax.grad(loss, has_aux=True)(vectors)
+
+    for one, other in zip(scores(N_ITEMS + 1) * 2, scores(1) + scores(7), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_what_matters_is_learned():
+    """Weights in the mean train the map that selects; the released code's are normalised away."""
+    for released_padding, trained in ((None, True), (LENGTH, False)):
+        graphdef, params, rest = nnx.split(model(released_padding=released_padding), nnx.Param, ...)
+        gradients = jax.grad(lambda p: nnx.merge(graphdef, p, rest)(batch())[:, 1:].var())(params)  # noqa: B023
+        assert bool(jnp.abs(gradients["backbone"]["importance"]["kernel"][...]).max() > 0) == trained
+
+
+def test_the_original_with_the_same_entmax():
+    """Its maximum falls no lower than 0, its mean is unweighted, and item 1 is counted once more: else the same.
+
+    None of its sessions leaves a token out.
+    """
+    path = golden.FOLDER / "miasrec_plain_alpha1.5.npz"
+    if not path.exists():
+        pytest.skip(f"{path} is absent; set DMSREC_GOLDEN_DIR")
+    file = golden.load(path, released_padding=None)
+    built = nnx.merge(file.graphdef, *file.weights, file.constants)
+    data = pack(file.graphs, jnp.arange(file.graphs.n_sessions), file.budget)
+    reading = built.backbone(built.item_vectors(), data)
+    votes: Votes = reading.memory
+    z, items = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in map(np.asarray, (reading.z, built.items[...])))
+    compared = 0
+    for row, session in enumerate(file.arrays["sessions"]):
+        if 1 in session:
+            continue
+        own = np.asarray(votes.best) & (np.asarray(reading.session) == row)
+        cosines = z[own] @ items.T
+        best = cosines.max(0)
+        if own.sum() < len(session) + 1:  # a token left out, or padding
+            best = np.maximum(best, 0.0)
+        expected = (OF_MAX * best + (1 - OF_MAX) * cosines.mean(0)) / 0.07
+        np.testing.assert_allclose(file.arrays["scores"][row], expected, atol=5e-5)
+        compared += 1
+    assert compared > 3

@@ -1,0 +1,29 @@
+"""Hyperedges of clicks and of pairs, against the incidence matrix written out."""
+
+from itertools import pairwise
+
+import numpy as np
+
+from dmsrec_jax.backbones.share import hyperedges
+from tests.backbones.small import N, batch, build
+
+
+def softmax(logits, where):
+    weights = np.where(where, np.exp(logits), 0.0)
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
+def test_attention_over_the_incidence_matrix():
+    built, data = build("share"), batch()
+    layer, x = built.backbone.second, built.item_vectors()[data.graph.nodes]
+    found = layer(x, hyperedges(data), data, None, None)
+    x, scale = np.asarray(x), x.shape[1] ** -0.5
+    for row in range(N):
+        clicks = np.asarray(data.click_node)[np.asarray(data.click_session) == row]
+        edges = [{a} for a in clicks] + [{a, b} for a, b in pairwise(clicks)]
+        nodes = np.unique(clicks)
+        holds = np.array([[node in edge for node in nodes] for edge in edges])
+        keys, values = x[nodes] @ layer.keys[...], x[nodes] @ layer.values[...]
+        vectors = softmax(np.broadcast_to(layer.context[...] @ keys.T * scale, holds.shape), holds) @ values
+        logits = keys @ (vectors @ layer.edge_keys[...]).T * scale
+        np.testing.assert_allclose(found[nodes], softmax(logits, holds.T) @ vectors, atol=1e-6)

