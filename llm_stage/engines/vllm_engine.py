@@ -4,7 +4,9 @@ import atexit
 import functools
 import importlib.util
 import os
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,8 @@ CPU_BLOCK = 32
 """Tokens of a cache block on a CPU; vLLM's 128 would leave most of a prompt's end uncached."""
 SECONDS_TO_END = 30
 """What the engine's processes get to end by themselves; of vLLM's 5 its workers alone may take 4."""
+SECONDS_TO_JOIN = 5
+"""What its threads then get: they look once a second whether the processes are gone."""
 
 
 def build(config: RunConfig, dataset: SessionDataset) -> Engine:
@@ -69,6 +73,7 @@ class VllmModel:
         settings = device_settings(self.config.dtype)
         from vllm import LLM
 
+        others = set(threading.enumerate())
         try:
             llm = LLM(
                 model=self.weights.source,
@@ -83,8 +88,7 @@ class VllmModel:
             )
         except Exception as error:  # out of memory, unknown architecture, damaged weights …
             raise InputError(f"--model {self.config.model}: vLLM does not start: {error}") from None
-        # Else the engine's process is killed at exit, and vLLM's watch over it can abort this one (exit code 134).
-        atexit.register(llm.llm_engine.engine_core.shutdown, timeout=SECONDS_TO_END)
+        atexit.register(end, llm.llm_engine.engine_core, set(threading.enumerate()) - others)
         return llm
 
     @property
@@ -169,6 +173,14 @@ class VllmModel:
         room = self.longest - max_new_tokens
         # A token is at least one byte, so most prompts need no counting.
         return len(self.tokenizer.text(chat).encode()) <= room or len(self.tokenizer.ids(chat)) <= room
+
+
+def end(engine_core: Any, threads: Collection[threading.Thread]) -> None:
+    """Ends vLLM's processes, then its threads: one that frees a tensor while the interpreter ends aborts it (134)."""
+    engine_core.shutdown(timeout=SECONDS_TO_END)
+    deadline = time.monotonic() + SECONDS_TO_JOIN
+    for thread in threads:
+        thread.join(max(deadline - time.monotonic(), 0))
 
 
 def device_settings(dtype: str) -> dict[str, Any]:

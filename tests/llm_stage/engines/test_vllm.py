@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 
@@ -31,6 +32,39 @@ def test_a_missing_vllm_is_one_line(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"vLLM is not installed; see docs/llm-stage\.md"):
         vllm_engine.device_settings("auto")
+
+
+class EngineCore:
+    """Ends like vLLM's: its threads see that some time after."""
+
+    def __init__(self):
+        self.over = threading.Event()
+
+    def shutdown(self, timeout):
+        self.over.set()
+
+    def watch(self):
+        self.over.wait()
+        time.sleep(0.2)
+
+
+def test_vllm_ends_with_its_threads():
+    core = EngineCore()
+    threads = [threading.Thread(target=core.watch, daemon=True) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    vllm_engine.end(core, threads)
+    assert not any(thread.is_alive() for thread in threads)
+
+
+def test_a_thread_that_never_ends_is_not_waited_for_long(monkeypatch):
+    monkeypatch.setattr(vllm_engine, "SECONDS_TO_JOIN", 0.1)
+    forever = threading.Event()
+    thread = threading.Thread(target=forever.wait, daemon=True)
+    thread.start()
+    vllm_engine.end(EngineCore(), [thread, thread])
+    assert thread.is_alive()
+    forever.set()
 
 
 @pytest.mark.usefixtures("_on_cpu")
