@@ -57,17 +57,16 @@ def pipeline(config: PipelineConfig) -> None:
 
         once.take("candidates", write_candidates, flags, read, candidates / "candidates.json")
 
-        asked = {key: getattr(config, key) for key in ("engine", "model", "encoder", "llm_flags")}
         read = described | {"candidates": candidates / "candidates.json"}
         # Answers may have cost hours of a GPU: other questions get another folder, and these stay.
-        intents = out / "intents" / f"{config.engine}-{digest(asked, read)}"
+        intents = out / "intents" / f"{config.engine}-{digest(questions(config), read)}"
+        asked = {"engine": config.engine, "model": config.model, "encoder": config.encoder}
 
         def ask() -> None:
-            flags = {key: value for key, value in asked.items() if key != "llm_flags"}
             folders = data | {"candidates": candidates, "out": intents}
-            once.command("llm_stage.run", flags | folders, *shlex.split(config.llm_flags))
+            once.command("llm_stage.run", asked | folders, *shlex.split(config.llm_flags), "--overwrite")
 
-        once.take("intents", ask, asked, read, intents / "meta.json")
+        once.take("intents", ask, asked | {"llm_flags": config.llm_flags}, read, intents / "meta.json")
 
         fused = train("fused", training, described | {"intents": intents / "meta.json"})
 
@@ -109,6 +108,12 @@ def train_flags(config: PipelineConfig) -> dict[str, Any]:
     """The settings of both trainings, of which the plain one takes no `FUSED_FLAGS`."""
     named = (field.name for field in dataclasses.fields(TrainSettings))
     return {name: getattr(config, name) for name in named if name != "config"}
+
+
+def questions(config: PipelineConfig) -> dict[str, Any]:
+    """The settings that answers depend on. With another encoder alone no LLM is asked again; `retrieval` is."""
+    asked = {"engine": config.engine, "model": config.model, "llm_flags": config.llm_flags}
+    return asked | ({"encoder": config.encoder} if config.engine == "retrieval" else {})
 
 
 def digest(flags: Mapping[str, Any], inputs: Mapping[str, Path]) -> str:

@@ -38,6 +38,8 @@ class IntentsConfig(EncoderConfig):
     explicit_rule: Literal["session", "candidates"] = "session"
     """session: explicit intents are titles of the session's own items, as the paper's. candidates: of its candidates,
     which sets apart what free decoding named from the session alone."""
+    overwrite: bool = False
+    """Replace intents in --out that another encoder or rule made of the same answers. Answers are never replaced."""
 
 
 @dataclass(frozen=True, kw_only=True)

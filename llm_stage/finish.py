@@ -34,7 +34,7 @@ def is_finished(out: Path, config: IntentsConfig, identity: Mapping[str, Any]) -
     """Whether ``out`` holds the intents of this very run.
 
     Raises:
-      InputError: it holds those of another one.
+      InputError: it holds those of other answers, or of the same by another encoder or rule, without --overwrite.
     """
     if not (out / "meta.json").is_file():
         return False
@@ -43,7 +43,10 @@ def is_finished(out: Path, config: IntentsConfig, identity: Mapping[str, Any]) -
     there = {key: made.get(key) for key in here}
     if differences := differing(there, here):
         key, old, new = differences[0]
-        hint = "" if key.startswith("answers") else ", or make them anew from these answers with llm_stage.merge"
+        of_other_answers = key.startswith("answers")
+        if config.overwrite and not of_other_answers:
+            return False
+        hint = "" if of_other_answers else ", or --overwrite to make them anew from these answers"
         raise InputError(f"{out}: finished with {key} {old}, not {new}; give another --out{hint}")
     return True
 
@@ -99,6 +102,6 @@ def finish(
         **choices(config),
         "encoder_revision": encoder.revision,
     }
-    write_intents(out, Intents(named.titles, embeddings, **parts), dataset, provenance)
+    write_intents(out, Intents(named.titles, embeddings, **parts), dataset, provenance, overwrite=config.overwrite)
     print_report(report, console)
     console.print(f"intents: {out}", soft_wrap=True)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from dmsrec_jax.pipeline import main
+from dmsrec_jax.config import PipelineConfig
+from dmsrec_jax.pipeline import main, questions
 from tests.conftest import SMALL, command, write_tiny
 
 STEPS = ("plain", "candidates", "intents", "fused", "neighbors", "evaluate", "report")
@@ -85,6 +86,15 @@ def test_another_data_set_redoes_all(folder):
     (folder / "other").rename(folder / "data")
     assert taken(call(folder)) == list(STEPS)
     assert len(list((folder / "out/intents").iterdir())) == 2, "answers to other questions stay"
+
+
+def test_another_encoder_asks_no_llm_again(tmp_path):
+    def asked(engine: str, encoder: str) -> dict:
+        return questions(PipelineConfig("srgnn", dataset=tmp_path, out=tmp_path, engine=engine, encoder=encoder))
+
+    assert asked("vllm", "one") == asked("vllm", "other")
+    assert asked("vllm", "one") != asked("openai", "one")
+    assert asked("retrieval", "one") != asked("retrieval", "other"), "its answers are the encoder's"
 
 
 def test_bad_input_is_told_before_any_step(tiny, tmp_path, refused):

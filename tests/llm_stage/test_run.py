@@ -66,6 +66,16 @@ def test_a_finished_run_is_left_alone(whole, call, faked, capsys):
     assert state(whole) == before
 
 
+def test_another_encoding_of_the_same_answers_asks_nothing(call, faked, tmp_path):
+    out = tmp_path / "out"
+    call("--out", out)
+    answers = contents(out / "answers")
+    faked.hook = staticmethod(lambda questions: pytest.fail("asked again"))
+    call("--out", out, "--pooling", "released", "--overwrite")
+    assert json.loads((out / "meta.json").read_text())["provenance"]["pooling"] == "released"
+    assert contents(out / "answers") == answers
+
+
 def test_a_limit_stops_and_is_gone_on_from(whole, call, tmp_path, capsys):
     out = tmp_path / "limited"
     for _ in range(2):  # the second finds them answered
@@ -122,6 +132,7 @@ def test_nothing_else_is_mixed_in(call, faked, refused, flags, tiny, tmp_path, f
         assert key in refused(main, *flags, "--out", out, *change)
     if finished:
         assert "pooling" in refused(main, *flags, "--out", out, "--pooling", "released")
+        assert "engine.model" in refused(main, *flags, "--out", out, "--model", "another", "--overwrite")
     else:
         assert "shard" in refused(main, *flags, "--out", out, "--shard", "1/2")
     assert contents(out) == before
