@@ -92,7 +92,8 @@ def answer_all(
 ) -> dict[str, float]:
     """Asks batch by batch and stores each answer before the next is asked; what was measured on the way."""
     done = prompt = cached = written = 0
-    began = said = time.monotonic()
+    began = time.monotonic()
+    warm: tuple[int, float] | None = None
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"))
     bar = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
     task = bar.add_task("answering", total=len(rows))
@@ -106,17 +107,19 @@ def answer_all(
             prompt += sum(answer.prompt_tokens for answer in answers)
             cached += sum(answer.cached_tokens for answer in answers)
             written += sum(answer.output_tokens for answer in answers)
-            seconds = max(time.monotonic() - began, 1e-9)
+            now = time.monotonic()
+            seconds = max(now - began, 1e-9)
             line = f"{done:,} of {len(rows):,} answered, {done / seconds:,.1f} sessions/s"
             if prompt:
                 line += f", {(prompt + written) / seconds:,.0f} tokens/s, {100 * cached / prompt:.0f} % cached"
             bar.update(task, completed=done, description=line)
-            if not console.is_terminal and time.monotonic() - said >= SECONDS_PER_LINE:
-                said = time.monotonic()
-                console.print(f"{line}, {(len(rows) - done) * seconds / done / 60:,.0f} min left", soft_wrap=True)
-            if not bar.live.is_started:
-                said = time.monotonic()
-            bar.start()  # not before the first batch: with that, engines load their model and print of it
+            if warm is None:  # with the first batch engines load their model, and print of it: no pace to go by
+                warm, said = (done, now), now
+                bar.start()
+            elif not console.is_terminal and now - said >= SECONDS_PER_LINE:
+                said = now
+                left = (len(rows) - done) * (now - warm[1]) / (done - warm[0])
+                console.print(f"{line}, {left / 60:,.0f} min left", soft_wrap=True)
     finally:
         bar.stop()
     if not done:

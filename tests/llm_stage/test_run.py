@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -74,6 +75,17 @@ def test_another_encoding_of_the_same_answers_asks_nothing(call, faked, tmp_path
     call("--out", out, "--pooling", "released", "--overwrite")
     assert json.loads((out / "meta.json").read_text())["provenance"]["pooling"] == "released"
     assert contents(out / "answers") == answers
+
+
+def test_the_time_left_is_not_told_from_the_first_batch(call, monkeypatch, tmp_path, capsys):
+    """With it a model is loaded: ten minutes here, then one batch each half a minute."""
+    clock = iter([0.0, *(600.0 + 30 * n for n in range(1000))])
+    monkeypatch.setattr("llm_stage.run.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    call("--out", tmp_path / "out", "--limit", 40, "--batch-size", 4)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "min left" in line]
+    assert [line.split(",")[0] + line.split(",")[-1] for line in lines] == [
+        f"{done} of 40 answered {(40 - done) / 8:,.0f} min left" for done in (12, 20, 28, 36)
+    ]
 
 
 def test_a_limit_stops_and_is_gone_on_from(whole, call, tmp_path, capsys):
