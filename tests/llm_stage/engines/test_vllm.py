@@ -139,13 +139,13 @@ class TestVllm:
 
     def test_smollm2_scores_by_meaning_and_answers_in_numbers(self, catalogue, smollm2):
         flags = {"model": str(smollm2), "max_model_len": 2048}
-        model = vllm_engine.VllmModel(settings(catalogue, "vllm", **flags))
-        answers = decoding(model, catalogue, "score").answer(questions())
-        assert share_that_fits(answers) > 0.5  # 0.25 by chance
-        assert decoding(model, catalogue, "score").answer(questions())[0].picks == answers[0].picks
-        for row, answer in enumerate(decoding(model, catalogue, "structured").answer(questions(3))):
-            assert answer.picks
-            assert set(answer.picks) <= set(questions(3).candidates[row].tolist())
+        with running(settings(catalogue, "vllm", **flags)) as model:
+            answers = decoding(model, catalogue, "score").answer(questions())
+            assert share_that_fits(answers) > 0.5  # 0.25 by chance
+            assert decoding(model, catalogue, "score").answer(questions())[0].picks == answers[0].picks
+            for row, answer in enumerate(decoding(model, catalogue, "structured").answer(questions(3))):
+                assert answer.picks
+                assert set(answer.picks) <= set(questions(3).candidates[row].tolist())
 
 
 @pytest.mark.usefixtures("_on_cpu")
@@ -184,6 +184,14 @@ class TestServer:
             unknown.chat([Chat("", "word")], 4, None)
 
 
+@contextlib.contextmanager
+def running(config):
+    """A vLLM that ends with the test, where a command's ends with the process."""
+    model = vllm_engine.VllmModel(config)
+    yield model
+    vllm_engine.end(model.llm.llm_engine.engine_core, ())
+
+
 def decoding(model, dataset, decode):
     """An engine that asks a model which runs already."""
     from llm_stage.decode import llm_engine
@@ -200,7 +208,8 @@ def _on_cpu():
 
 @pytest.fixture(scope="session")
 def tiny_vllm(catalogue, tiny_qwen2, _on_cpu):
-    return vllm_engine.VllmModel(settings(catalogue, "vllm", model=str(tiny_qwen2)))
+    with running(settings(catalogue, "vllm", model=str(tiny_qwen2))) as model:
+        yield model
 
 
 @pytest.fixture(scope="session")
