@@ -70,3 +70,22 @@ class DistinctItems:
         row = row_of_node[ends[0]]
         offsets = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=len(self.offsets) - 1))])
         return Ragged(offsets, (ends[0] - self.offsets[row], ends[1] - self.offsets[row], *fields), device)
+
+
+class GraphRows:
+    """Nodes and edges of all rows, to be packed into one flat graph; fields of edges begin with their two ends."""
+
+    def __init__(self, nodes: Ragged, edges: Ragged, last: np.ndarray, device: torch.device) -> None:
+        self.nodes, self.edges = nodes, edges
+        self.last = torch.from_numpy(last).to(device)
+
+    def pick(self, host_rows: np.ndarray, rows: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor]:
+        """The chosen rows' graphs, nodes counted from 0 over all of them.
+
+        Returns:
+          (row of each node: position in ``rows``, fields of nodes, fields of edges, last node of each row [B]).
+        """
+        first, row, of_nodes = self.nodes.pick(host_rows, rows)
+        _, edge_row, (starts, ends, *others) = self.edges.pick(host_rows, rows)
+        shift = first.index_select(0, edge_row)
+        return row, of_nodes, [starts + shift, ends + shift, *others], first + self.last.index_select(0, rows)

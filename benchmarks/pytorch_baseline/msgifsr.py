@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from benchmarks.pytorch_baseline.graphs import DistinctItems, Ragged
+from benchmarks.pytorch_baseline.graphs import DistinctItems, GraphRows, Ragged
 from benchmarks.pytorch_baseline.layers import exp_by, loaded, reset, softmax_by, sum_by
 from dmsrec_jax.data import Split
 
@@ -162,17 +162,13 @@ class MSGIFSRGraphs:
         nodes = DistinctItems.of(items, offsets)
         sizes = np.diff(nodes.offsets)
         share = np.repeat(1 / sizes, sizes).astype(np.float32)
-        self.nodes = Ragged(nodes.offsets, (nodes.items, share), device)
-        self.edges = nodes.ragged_edges(nodes.transitions(), (), device)
-        self.last = torch.from_numpy(nodes.last).to(device)
+        edges = nodes.ragged_edges(nodes.transitions(), (), device)
+        self.rows = GraphRows(Ragged(nodes.offsets, (nodes.items, share), device), edges, nodes.last, device)
 
     def pack(self, host_rows: np.ndarray, rows: Tensor) -> MSGIFSRBatch:
         """One flat batch of the rows [B]."""
-        first, session, (items, share) = self.nodes.pick(host_rows, rows)
-        _, edge_row, (senders, receivers) = self.edges.pick(host_rows, rows)
-        shift = first.index_select(0, edge_row)
-        last = first + self.last.index_select(0, rows)
-        return MSGIFSRBatch(items, share[:, None], session, last, senders + shift, receivers + shift)
+        session, (items, share), (senders, receivers), last = self.rows.pick(host_rows, rows)
+        return MSGIFSRBatch(items, share[:, None], session, last, senders, receivers)
 
 
 class TunedMSGIFSR(MSGIFSRParameters):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.pytorch_baseline.graphs import DistinctItems, Ragged
+from benchmarks.pytorch_baseline.graphs import DistinctItems, GraphRows, Ragged
 from benchmarks.pytorch_baseline.layers import padding_mask, reset, score_items, softmax_by, sum_by
 from dmsrec_jax.data import Split
 
@@ -153,17 +153,13 @@ class SHAREGraphs:
         nodes = DistinctItems.of(items, offsets)
         local = nodes.clicks - nodes.offsets[nodes.row]
         inside = np.flatnonzero(nodes.row[1:] == nodes.row[:-1])
-        self.nodes = Ragged(nodes.offsets, (nodes.items, nodes.counts), device)
-        self.pairs = Ragged(offsets - np.arange(len(offsets)), (local[inside], local[inside + 1]), device)
-        self.last = torch.from_numpy(nodes.last).to(device)
+        pairs = Ragged(offsets - np.arange(len(offsets)), (local[inside], local[inside + 1]), device)
+        self.rows = GraphRows(Ragged(nodes.offsets, (nodes.items, nodes.counts), device), pairs, nodes.last, device)
 
     def pack(self, host_rows: np.ndarray, rows: Tensor) -> SHAREBatch:
         """One flat batch of the rows [B]."""
-        first, session, (items, counts) = self.nodes.pick(host_rows, rows)
-        _, pair_row, (earlier, later) = self.pairs.pick(host_rows, rows)
-        shift = first.index_select(0, pair_row)
-        last = first + self.last.index_select(0, rows)
-        return SHAREBatch(items, counts[:, None], session, last, earlier + shift, later + shift)
+        session, (items, counts), (earlier, later), last = self.rows.pick(host_rows, rows)
+        return SHAREBatch(items, counts[:, None], session, last, earlier, later)
 
 
 class TunedSHARE(SHAREParameters):

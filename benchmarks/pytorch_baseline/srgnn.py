@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.pytorch_baseline.graphs import DistinctItems, Ragged
+from benchmarks.pytorch_baseline.graphs import DistinctItems, GraphRows, Ragged
 from benchmarks.pytorch_baseline.layers import longest, pad, padding_mask, reset, score_items, sum_by
 from dmsrec_jax.data import Split
 
@@ -138,19 +138,13 @@ class SRGNNGraphs:
         senders, receivers = nodes.transitions()
         one_in = (1 / np.bincount(receivers, minlength=1)[receivers]).astype(np.float32)
         one_out = (1 / np.bincount(senders, minlength=1)[senders]).astype(np.float32)
-        self.nodes = Ragged(nodes.offsets, (nodes.items, nodes.counts), device)
-        self.edges = nodes.ragged_edges((senders, receivers), (one_in, one_out), device)
-        self.last = torch.from_numpy(nodes.last).to(device)
+        edges = nodes.ragged_edges((senders, receivers), (one_in, one_out), device)
+        self.rows = GraphRows(Ragged(nodes.offsets, (nodes.items, nodes.counts), device), edges, nodes.last, device)
 
     def pack(self, host_rows: np.ndarray, rows: Tensor) -> SRGNNBatch:
         """One flat batch of the rows [B]."""
-        first, session, (items, counts) = self.nodes.pick(host_rows, rows)
-        _, edge_row, (senders, receivers, one_in, one_out) = self.edges.pick(host_rows, rows)
-        shift = first.index_select(0, edge_row)
-        last = first + self.last.index_select(0, rows)
-        return SRGNNBatch(
-            items, counts[:, None], session, last, senders + shift, receivers + shift, one_in[:, None], one_out[:, None]
-        )
+        session, (items, counts), (senders, receivers, one_in, one_out), last = self.rows.pick(host_rows, rows)
+        return SRGNNBatch(items, counts[:, None], session, last, senders, receivers, one_in[:, None], one_out[:, None])
 
 
 class TunedSRGNN(SRGNNParameters):

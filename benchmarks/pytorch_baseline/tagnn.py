@@ -72,7 +72,7 @@ class TAGNNGraphs(SRGNNGraphs):
 
     def pack(self, host_rows: np.ndarray, rows: Tensor) -> TAGNNBatch:  # type: ignore[override]
         """One flat batch of the rows [B]."""
-        graph, sizes = super().pack(host_rows, rows), self.nodes.host_sizes[host_rows]
+        graph, sizes = super().pack(host_rows, rows), self.rows.nodes.host_sizes[host_rows]
         first, order, nothing = np.cumsum(sizes) - sizes, np.argsort(sizes, kind="stable"), sizes.sum()
         missing = None if self.host_missing is None else self.host_missing[host_rows].astype(np.float32)
         places, padding = [], []
