@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from dmsrec_jax.data import Sessions
-from dmsrec_jax.item_graph import build_item_graph, build_members
+from dmsrec_jax.item_graph import WIDTH, build_item_graph, build_members
 from tests.conftest import random_sessions
 
 
@@ -76,7 +76,19 @@ def test_equals_plain_loops(seed):
 
 def test_members_by_hand():
     members = build_members(csr([1, 2, 1], [3], [2, 3]), n_items=4, like=csr([1, 2, 1], [3], [2, 3], [4, 4]))
-    assert members.items.tolist() == [1, 2, 3, 2, 3, 0, 0, 0]
-    assert members.sessions.tolist() == [0, 0, 1, 2, 2, 4, 4, 4]
+    assert members.of_sessions.members[:, :3].tolist() == [[1, 2, 0], [3, 0, 0], [2, 3, 0], [0, 0, 0], [0, 0, 0]]
+    assert members.of_sessions.owners.tolist() == [0, 1, 2, 4, 4]
+    assert members.of_items.members[:, :3].tolist() == [[0, 4, 4], [0, 2, 4], [1, 2, 4], [4, 4, 4], [4, 4, 4]]
+    assert members.of_items.owners.tolist() == [1, 2, 3, 4, 4]
     assert members.per_item.tolist() == [0, 1, 0.5, 0.5, 0]
     assert members.per_session.tolist() == [0.5, 1, 0.5, 0, 0]
+
+
+def test_more_members_than_a_row_holds():
+    length = 2 * WIDTH + 1
+    members = build_members(csr(list(range(length, 0, -1)), *[[5]] * WIDTH), n_items=length)
+    rows = members.of_sessions.members[members.of_sessions.owners == 0]
+    assert rows.shape == (3, WIDTH)
+    assert rows.ravel().tolist() == [*range(1, length + 1)] + [0] * (3 * WIDTH - length)
+    rows = members.of_items.members[members.of_items.owners == 5]
+    assert rows.ravel().tolist() == [*range(WIDTH + 1)] + [WIDTH + 1] * (WIDTH - 1)

@@ -52,6 +52,18 @@ def test_items_are_means_over_three_convolutions():
     np.testing.assert_array_equal(built.backbone.items(jnp.asarray(longer))[-2:], 0.5)
 
 
+def test_both_forms_have_one_gradient(monkeypatch):
+    weights = np.random.default_rng(1).normal(size=(N_ITEMS + 1, D)).astype(np.float32)
+
+    def gradient(dense: int):
+        monkeypatch.setattr(dhcn, "DENSE", dense)
+        backbone, table = model().backbone, model().items[...]
+        of = jax.grad(lambda table: jnp.sum(backbone.items(table) * weights))
+        return jax.vmap(of)(jnp.stack([table, 2 * table]))
+
+    np.testing.assert_allclose(gradient(0), gradient(10**6), atol=1e-6)
+
+
 @pytest.mark.usefixtures("_either_form")
 def test_room_for_more_sessions_changes_nothing():
     like = random_sessions(4, N + 30)
