@@ -194,7 +194,10 @@ class EvaluateConfig:
     compare: Path | None = None
     """Second run on the same test set: paired differences RUN − COMPARE."""
     fuse: Path | None = None
-    """Second run (a model, or a folder of `neighbors`): also report the reciprocal rank fusion of the two rankings."""
+    """Second run (a model, or a folder of `neighbors`): also report the fusion of the two rankings."""
+    fuse_by: Literal["ranks", "scores"] = "ranks"
+    """With --fuse. ranks: reciprocal rank fusion, nothing tuned. scores: log-linear pool of both runs' probabilities,
+    the second one's weight chosen on the validation sessions that both held out."""
     out: Path | None = None
     """With --fuse: run folder to write the fusion as."""
     dataset: Path | None = None

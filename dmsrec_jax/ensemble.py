@@ -1,37 +1,67 @@
-"""Reciprocal rank fusion (Cormack, Clarke & Büttcher, SIGIR 2009) of two runs' rankings of the whole catalogue.
+"""Fusion of two runs' rankings of the whole catalogue, by their ranks or by their scores.
 
-An item scores Σ over runs of 1 / (K + its rank there). K is the paper's 60 and the runs weigh the same, so nothing is
-tuned. Items that a run ties share their worst rank, as ties count against a target: the many items to which a
-neighbour method gives 0 have rank n_items there and gain next to nothing. With seen items excluded, both runs' lists
-are ranked without them.
+``ranks``: reciprocal rank fusion (Cormack, Clarke & Büttcher, SIGIR 2009). An item scores Σ over runs of
+1 / (K + its rank there). K is the paper's 60 and the runs weigh the same, so nothing is tuned. Items that a run ties
+share their worst rank, as ties count against a target: the many items to which a neighbour method gives 0 have rank
+n_items there and gain next to nothing. With seen items excluded, both runs' lists are ranked without them.
+
+``scores``: a logarithmic opinion pool (Genest & Zidek, Statistical Science 1986), (1 − w) · log p + w · log q of what
+either run holds for probable; w is chosen on the validation sessions that neither run was fitted to.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress
+from scipy.special import log_softmax
 from scipy.stats import rankdata
 
-from dmsrec_jax.cli import read_yaml
-from dmsrec_jax.data import SessionDataset
+from dmsrec_jax.cli import from_mapping, read_yaml
+from dmsrec_jax.config import TrainConfig
+from dmsrec_jax.data import SessionDataset, Sessions, Split
 from dmsrec_jax.data.samples import take
+from dmsrec_jax.data.splits import validation_split
 from dmsrec_jax.errors import InputError
 from dmsrec_jax.graphs import build_graphs, fixed_order
-from dmsrec_jax.metrics import rank_targets
+from dmsrec_jax.intents import intent_rows
+from dmsrec_jax.metrics import rank_targets, summarise
 from dmsrec_jax.neighbor_methods import METHODS
-from dmsrec_jax.runs import load_run
-from dmsrec_jax.scoring import BATCH
+from dmsrec_jax.runs import Run, load_run
+from dmsrec_jax.scoring import BATCH, Scorer
 
 K = 60
+WEIGHTS = tuple(tenths / 10 for tenths in range(11))
+"""Of the second run's scores."""
+UNIFORM = 0.01
+"""Of a neighbour method's probability, the share that all items have alike: from 0.001 to 0.3 changed nothing."""
 
 Scores = Callable[[np.ndarray], np.ndarray]
-"""From a batch of test sessions, int32 [B] with n_test in empty places, to float32 [B, n_items + 1]."""
+"""From a batch of sessions, int32 [B] with their number in empty places, to float32 [B, n_items + 1]."""
+
+
+class Source(NamedTuple):
+    """One run, ready to score the sessions of one part."""
+
+    scores: Scores
+    log_probabilities: Callable[[np.ndarray], np.ndarray]
+    """Of a batch's scores without column 0."""
+
+
+class Batch(NamedTuple):
+    """Sessions of a part, what each run gives their items, and what `metrics.rank_targets` takes."""
+
+    sessions: np.ndarray
+    lists: list[np.ndarray]
+    targets: np.ndarray
+    rows: np.ndarray
+    seen: np.ndarray
 
 
 def fused_test_ranks(runs: Sequence[tuple[Path, SessionDataset]], console: Console | None = None) -> np.ndarray:
-    """Ranks of the test targets in the fusion of several runs: int32 [n_test, 2], see `metrics`.
+    """Ranks of the test targets in the reciprocal rank fusion of several runs: int32 [n_test, 2], see `metrics`.
 
     Args:
       runs: each with its dataset; the test sets are the same.
@@ -41,19 +71,46 @@ def fused_test_ranks(runs: Sequence[tuple[Path, SessionDataset]], console: Conso
       InputError: a run can rank nothing, or is not of its dataset.
     """
     test = runs[0][1].test
-    n = len(test)
-    sources = [open_scores(path, dataset) for path, dataset in runs]
-    ranks = np.zeros((n, 2), np.int32)
-    with Progress(console=console, transient=True) as bar:
-        task = bar.add_task("fused sessions", total=n)
-        for batch in fixed_order(build_graphs(test), min(BATCH, n)):
-            real = batch < n
-            sessions = batch[real]
-            lists = [scores(batch)[real] for scores in sources]
-            clicks = take(test, sessions)
-            rows = np.repeat(np.arange(len(sessions)), clicks.lengths)
-            ranks[sessions] = fused_ranks(lists, np.asarray(test.targets)[sessions], rows, clicks.items)
-            bar.advance(task, len(sessions))
+    sources = [open_test(path, dataset) for path, dataset in runs]
+    ranks = np.zeros((len(test), 2), np.int32)
+    for batch in _batches(test, sources, "fused sessions", console):
+        ranks[batch.sessions] = fused_ranks(batch.lists, batch.targets, batch.rows, batch.seen)
+    return ranks
+
+
+def pooled_test_ranks(
+    first: tuple[Path, SessionDataset], second: tuple[Path, SessionDataset], console: Console | None = None
+) -> tuple[np.ndarray, float]:
+    """The same of the logarithmic pool of two runs, and the second one's weight.
+
+    Of `WEIGHTS` it is the one with the best MRR@20, seen items excluded, on the first run's validation rows.
+
+    Raises:
+      InputError: as `fused_test_ranks`, or a run held no validation sessions out, or not the first one's.
+    """
+    valid, sources = open_validation(first, second)
+    scored = pooled_ranks(valid, sources, WEIGHTS, "validation sessions", console)
+    best = int(np.argmax([summarise(ranks)["exclude_seen"]["mrr@20"] for ranks in scored]))
+    sources = [open_test(*first), open_test(*second)]
+    (ranks,) = pooled_ranks(first[1].test, sources, WEIGHTS[best : best + 1], "fused sessions", console)
+    return ranks, WEIGHTS[best]
+
+
+def pooled_ranks(
+    part: Split,
+    sources: Sequence[Source],
+    weights: Sequence[float],
+    what: str = "sessions",
+    console: Console | None = None,
+) -> list[np.ndarray]:
+    """Ranks int32 [n, 2] of the part's targets in the pool of two runs, for each weight of the second one."""
+    ranks = [np.zeros((len(part), 2), np.int32) for _ in weights]
+    for batch in _batches(part, sources, what, console):
+        p, q = (source.log_probabilities(scores[:, 1:]) for source, scores in zip(sources, batch.lists, strict=True))
+        pooled = np.zeros(batch.lists[0].shape, np.float32)
+        for of_weight, weight in zip(ranks, weights, strict=True):
+            pooled[:, 1:] = (1 - weight) * p + weight * q
+            of_weight[batch.sessions] = rank_targets(pooled, batch.targets, batch.rows, batch.seen)
     return ranks
 
 
@@ -74,21 +131,92 @@ def fuse(lists: Sequence[np.ndarray]) -> np.ndarray:
     return fused
 
 
-def open_scores(run: Path, dataset: SessionDataset) -> Scores:
+def smoothed(scores: np.ndarray) -> np.ndarray:
+    """log q of a neighbour method's scores [B, n_items], none below 0: their shares, and `UNIFORM` for all alike."""
+    total = scores.sum(axis=1, keepdims=True)
+    shares = np.divide(scores, total, out=np.full(scores.shape, 1 / scores.shape[1], scores.dtype), where=total > 0)
+    return np.log((1 - UNIFORM) * shares + UNIFORM / scores.shape[1])
+
+
+def open_test(run: Path, dataset: SessionDataset) -> Source:
     """What scores the dataset's test sessions as a run does: its model, or its neighbour method fitted again.
 
     Raises:
       InputError: the run has neither, or is another dataset's.
     """
-    if (run / "model.json").is_file():
+    if _is_model(run):
         loaded = load_run(run, dataset.path)
-        scorer = loaded.scorer("test", loaded.read_intents())
-        return lambda batch: scorer.logits(loaded.params, batch)
+        return _model_source(loaded.scorer("test", loaded.read_intents()), loaded)
+    return _neighbors(run, dataset, dataset.sessions, dataset.test)
+
+
+def open_validation(
+    first: tuple[Path, SessionDataset], second: tuple[Path, SessionDataset]
+) -> tuple[Split, list[Source]]:
+    """The first run's validation rows, and what scores them as either run does.
+
+    Raises:
+      InputError: as `pooled_test_ranks`.
+    """
+    (_, valid, earlier), (_, others, also) = _held_out(*first), _held_out(*second)
+    if not np.array_equal(earlier.offsets, also.offsets) or not np.array_equal(earlier.items, also.items):
+        raise InputError(f"{second[0]}: its training sessions are not those of {first[0]}, so no validation is left")
+    sources = []
+    for path, dataset in (first, second):
+        if not _is_model(path):
+            sources.append(_neighbors(path, dataset, earlier, valid))
+            continue
+        run = load_run(path, dataset.path)
+        intents = run.read_intents()
+        if intents is not None and len(others) != len(valid):
+            raise InputError(f"{path}: its intents are of other validation rows than those of {first[0]}")
+        rows = np.arange(len(dataset.train) - len(valid), len(dataset.train))
+        read = None if intents is None else intent_rows(intents.train, intents.embeddings, rows)
+        sources.append(_model_source(Scorer(run.program, valid, run.settings.n_positions, read), run))
+    return valid, sources
+
+
+def _held_out(run: Path, dataset: SessionDataset) -> tuple[Split, Split, Sessions]:
+    """`validation_split` as the run made it."""
+    about = read_yaml(run / "config.yaml") if (run / "config.yaml").is_file() else {}
+    fraction = about.get("validation_fraction")
+    if _is_model(run) and fraction is not None:
+        config = from_mapping(TrainConfig, about, source=run / "config.yaml")
+        fraction = config.validation_fraction if config.protocol == "default" else None
+    if not isinstance(fraction, float):
+        raise InputError(f"{run}: was fitted to all training sessions, so none are left to choose a weight on")
+    return validation_split(dataset, fraction)
+
+
+def _is_model(run: Path) -> bool:
+    return (run / "model.json").is_file()
+
+
+def _model_source(scorer: Scorer, run: Run) -> Source:
+    return Source(lambda batch: scorer.logits(run.params, batch), lambda logits: log_softmax(logits, axis=1))
+
+
+def _neighbors(run: Path, dataset: SessionDataset, sessions: Sessions, part: Split) -> Source:
+    """A neighbour method with the run's settings, fitted to ``sessions``, for the rows of ``part``."""
     about = read_yaml(run / "config.yaml") if (run / "config.yaml").is_file() else {}
     method = METHODS.get(str(about.get("model")))
     settings = {name: about.get(name) for name in method.grid} if method else {}
     if method is None or not all(isinstance(value, int | float) for value in settings.values()):
         raise InputError(f"{run}: neither a model nor a run of `neighbors`, so its rankings cannot be fused")
-    score = method.fit(dataset.sessions, dataset.n_items, **settings)
-    last = len(dataset.test) - 1
-    return lambda batch: score(take(dataset.test, np.minimum(batch, last)))
+    score = method.fit(sessions, dataset.n_items, **settings)
+    return Source(lambda batch: score(take(part, np.minimum(batch, len(part) - 1))), smoothed)
+
+
+def _batches(part: Split, sources: Sequence[Source], what: str, console: Console | None) -> Iterator[Batch]:
+    """All rows of a part, with each run's scores."""
+    n = len(part)
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task(what, total=n)
+        for batch in fixed_order(build_graphs(part), min(BATCH, n)):
+            real = batch < n
+            sessions = batch[real]
+            clicks = take(part, sessions)
+            rows = np.repeat(np.arange(len(sessions)), clicks.lengths)
+            lists = [np.asarray(source.scores(batch))[real] for source in sources]
+            yield Batch(sessions, lists, np.asarray(part.targets)[sessions], rows, np.asarray(clicks.items))
+            bar.advance(task, len(sessions))

@@ -42,6 +42,8 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> None:
         raise InputError(f"--bootstrap {config.bootstrap}: at least 2 resamples are due")
     if config.out is not None and config.fuse is None:
         raise InputError(f"--out {config.out}: needs --fuse")
+    if config.fuse_by != "ranks" and config.fuse is None:
+        raise InputError(f"--fuse-by {config.fuse_by}: needs --fuse")
     if config.fuse is not None and config.compare is not None:
         raise InputError(f"--compare {config.compare}: not beside --fuse; compare the run that --out writes")
     if config.out is not None:  # before the scoring
@@ -77,7 +79,7 @@ def _fuse(
     console: Console | None,
 ) -> None:
     """Prints both runs and their fusion, with its differences from each; writes the fusion where --out says."""
-    from dmsrec_jax.ensemble import K, fused_test_ranks  # brings in jax
+    from dmsrec_jax.ensemble import K, fused_test_ranks, pooled_test_ranks  # brings in jax
 
     other = _about(second)
     data = dataset_of(second, other, dataset)
@@ -85,7 +87,12 @@ def _fuse(
     if other.get("protocol") != "paper":
         other["test"] = by_view(others.mean(axis=0))
     other["intervals"] = intervals(others, dataset, config)
-    ranks = fused_test_ranks(((config.run, dataset), (second, data)), console)
+    if config.fuse_by == "scores":
+        ranks, weight = pooled_test_ranks((config.run, dataset), (second, data), console)
+        kind, setting = "pool", {"weight": weight}
+    else:
+        ranks = fused_test_ranks(((config.run, dataset), (second, data)), console)
+        kind, setting = "rrf", {"k": K}
     values = percent(ranks)
     names = [path.resolve().name for path in (config.run, second)]
     if names[0] == names[1]:
@@ -93,10 +100,10 @@ def _fuse(
     fusion: dict[str, Any] = {
         "test": summarise(ranks),
         "protocol": "paper" if "paper" in (about.get("protocol"), other.get("protocol")) else "default",
-        "model": f"rrf({about['model']}, {other['model']})",
+        "model": f"{kind}({about['model']}, {other['model']})",
         "dataset": dataset_identity(dataset),
         "fused": [str(path.absolute()) for path in (config.run, second)],
-        "k": K,
+        **setting,
         "intervals": intervals(values, dataset, config),
         "differences": {
             str(path): differences(values - of_path, dataset, config)
@@ -107,8 +114,10 @@ def _fuse(
         with staged_folder(config.out, marker="results.json", overwrite=config.overwrite) as staged:
             write_ranks(staged, ranks)
             write_results(staged, fusion)
-    name = f"rrf({', '.join(names)})"
+    name = f"{kind}({', '.join(names)})"
     print_results({names[0]: about, names[1]: other, name: fusion}, console)
+    if "weight" in fusion:
+        (console or Console()).print(f"weight of {names[1]}: {fusion['weight']:.1f}, chosen on validation")
     for path, of_run, compared in ((config.run, about, names[0]), (second, other, names[1])):
         print_differences(f"fusion − {label(compared, of_run)}", fusion["differences"][str(path)], console)
 

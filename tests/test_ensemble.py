@@ -12,12 +12,25 @@ from dmsrec_jax.config import EvaluateConfig, NeighborsConfig
 from dmsrec_jax.data import SessionDataset
 from dmsrec_jax.data.samples import last_clicks
 from dmsrec_jax.data.write import Prepared, write_dataset
-from dmsrec_jax.ensemble import K, fuse, fused_ranks, fused_test_ranks, open_scores
+from dmsrec_jax.ensemble import (
+    UNIFORM,
+    WEIGHTS,
+    K,
+    fuse,
+    fused_ranks,
+    fused_test_ranks,
+    open_test,
+    open_validation,
+    pooled_ranks,
+    pooled_test_ranks,
+    smoothed,
+)
 from dmsrec_jax.evaluate import evaluate
 from dmsrec_jax.metrics import rank_targets, summarise
 from dmsrec_jax.neighbors import neighbors
 from dmsrec_jax.results import read_ranks, read_results
-from tests.conftest import write_tiny
+from dmsrec_jax.train import main as train
+from tests.conftest import SMALL, write_tiny
 
 
 def call(*argv: object) -> None:
@@ -30,6 +43,15 @@ def rules(tiny: SessionDataset, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("ensemble") / "neighbors"
     neighbors(NeighborsConfig(tiny.path, out, methods=("sr",)), Console(file=io.StringIO()))
     return out / "sr"
+
+
+@pytest.fixture(scope="module")
+def fused(tiny: SessionDataset, tiny_intents: Path, tmp_path_factory) -> Path:
+    """A model with intents of the same data set."""
+    run = tmp_path_factory.mktemp("ensemble") / "fused"
+    inputs = ("--dataset", tiny.path, "--intents", tiny_intents)
+    train([str(word) for word in ("--backbone", "srgnn", *inputs, "--out", run, *SMALL)])
+    return run
 
 
 @pytest.fixture
@@ -72,7 +94,81 @@ def test_both_kinds_of_runs_rank_again_as_they_did(tiny: SessionDataset, model: 
     batch = np.append(np.arange(len(tiny.test)), len(tiny.test)).astype(np.int32)
     for path in (rules, model):
         np.testing.assert_array_equal(fused_test_ranks(((path, tiny), (path, tiny))), read_ranks(path, len(tiny.test)))
-    assert open_scores(rules, tiny)(batch).shape == (len(batch), tiny.n_items + 1)
+    assert open_test(rules, tiny).scores(batch).shape == (len(batch), tiny.n_items + 1)
+
+
+def test_smoothed_scores_are_probabilities():
+    scores = np.array([[3.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0]], np.float32)
+    shares = np.array([[0.75, 0.0, 0.25, 0.0], [0.25] * 4])
+    np.testing.assert_allclose(np.exp(smoothed(scores)), (1 - UNIFORM) * shares + UNIFORM / 4, rtol=1e-6)
+
+
+def pooled_by_hand(first, second, batch, split, weight) -> np.ndarray:
+    """Ranks of the targets in the pool, by a loop over sessions; raw and without the session's own items."""
+    logits, scores = first.scores(batch)[:, 1:], second.scores(batch)[:, 1:]
+    ranks = []
+    for row, target in enumerate(split.targets[batch]):
+        p = np.exp(logits[row] - logits[row].max())
+        q = scores[row] / scores[row].sum() if scores[row].any() else np.full(len(p), 1 / len(p))
+        q = (1 - UNIFORM) * q + UNIFORM / len(p)
+        pool = (p / p.sum()) ** (1 - weight) * q**weight
+        others = np.setdiff1d(np.arange(len(pool)), np.asarray(split[batch[row]]) - 1)
+        raw, unseen = (sum(pool[of] >= pool[target - 1] * (1 - 1e-5)) for of in (slice(None), others))
+        ranks.append([raw, unseen if target - 1 in others else len(pool) + 1])
+    return np.array(ranks)
+
+
+def test_pool_by_hand(tiny: SessionDataset, model: Path, rules: Path):
+    sources, batch = [open_test(path, tiny) for path in (model, rules)], np.arange(len(tiny.test), dtype=np.int32)
+    for ranks, weight in zip(pooled_ranks(tiny.test, sources, WEIGHTS), WEIGHTS, strict=True):
+        np.testing.assert_array_equal(ranks, pooled_by_hand(*sources, batch, tiny.test, weight))
+
+
+def test_validation_chooses_the_weight(tiny: SessionDataset, model: Path, rules: Path):
+    valid, sources = open_validation((model, tiny), (rules, tiny))
+    found = [summarise(ranks)["exclude_seen"]["mrr@20"] for ranks in pooled_ranks(valid, sources, WEIGHTS)]
+    ranks, weight = pooled_test_ranks((model, tiny), (rules, tiny))
+    assert found[WEIGHTS.index(weight)] == max(found) > min(found)
+    sources = [open_test(path, tiny) for path in (model, rules)]
+    np.testing.assert_array_equal(ranks, pooled_ranks(tiny.test, sources, [weight])[0])
+
+
+def test_validation_is_scored_as_the_runs_scored_it(tiny: SessionDataset, fused: Path, rules: Path):
+    """With all weight on one run: the model that training kept, and the settings that `neighbors` chose."""
+    valid, sources = open_validation((fused, tiny), (rules, tiny))
+    batch = np.arange(len(valid), dtype=np.int32)
+    rows = np.repeat(batch, valid.lengths)
+    for path, source in zip((fused, rules), sources, strict=True):
+        ranks = rank_targets(source.scores(batch), valid.targets, rows, valid.items)
+        found, due = summarise(ranks), read_results(path)["validation"]
+        assert found["exclude_seen"]["mrr@20"] == pytest.approx(due["exclude_seen"]["mrr@20"])
+
+
+def test_command_fuses_by_scores(tiny: SessionDataset, model: Path, rules: Path, tmp_path, capsys):
+    out = tmp_path / "pool"
+    call("--run", model, "--fuse", rules, "--fuse-by", "scores", "--out", out, "--bootstrap", 50)
+    results, (ranks, weight) = read_results(out), pooled_test_ranks((model, tiny), (rules, tiny))
+    printed = capsys.readouterr().out
+    assert "pool(model, sr)" in printed
+    assert f"weight of sr: {weight:.1f}" in printed
+    assert (results["model"], results["weight"]) == ("pool(gcegnn, sr)", weight)
+    np.testing.assert_array_equal(read_ranks(out, len(tiny.test)), ranks)
+
+
+def test_without_common_validation_no_weight_is_chosen(tiny, model: Path, rules: Path, tmp_path, refused):
+    def error(*flags: object) -> str:
+        return refused(lambda argv: call(*argv), "--bootstrap", 50, *flags)
+
+    by_scores = ("--fuse-by", "scores")
+    assert "--fuse-by scores: needs --fuse" in error("--run", model, *by_scores)
+    config = NeighborsConfig(tiny.path, tmp_path / "far", methods=("sr",), validation_fraction=0.3)
+    neighbors(config, Console(file=io.StringIO()))
+    assert "not those of" in error("--run", model, "--fuse", tmp_path / "far/sr", *by_scores)
+    config = (model / "config.yaml").read_text()
+    (model / "config.yaml").write_text(config.replace("protocol: default", "protocol: paper"))
+    assert "none are left to choose" in error("--run", rules, "--fuse", model, *by_scores)
+    (model / "config.yaml").unlink()
+    assert "none are left to choose" in error("--run", model, "--fuse", rules, *by_scores)
 
 
 def test_command_writes_a_run_that_compares(tiny: SessionDataset, model: Path, rules: Path, tmp_path, capsys):
