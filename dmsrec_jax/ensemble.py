@@ -158,7 +158,7 @@ def open_validation(
     Raises:
       InputError: as `pooled_test_ranks`.
     """
-    (_, valid, earlier), (_, others, also) = _held_out(*first), _held_out(*second)
+    (_, valid, earlier), (_, _, also) = _held_out(*first), _held_out(*second)
     if not np.array_equal(earlier.offsets, also.offsets) or not np.array_equal(earlier.items, also.items):
         raise InputError(f"{second[0]}: its training sessions are not those of {first[0]}, so no validation is left")
     sources = []
@@ -168,8 +168,8 @@ def open_validation(
             continue
         run = load_run(path, dataset.path)
         intents = run.read_intents()
-        if intents is not None and len(others) != len(valid):
-            raise InputError(f"{path}: its intents are of other validation rows than those of {first[0]}")
+        if intents is not None and dataset.hash != first[1].hash:
+            raise InputError(f"{path}: its intents are of other rows than those of {first[0]}; give it as --run")
         rows = np.arange(len(dataset.train) - len(valid), len(dataset.train))
         read = None if intents is None else intent_rows(intents.train, intents.embeddings, rows)
         sources.append(_model_source(Scorer(run.program, valid, run.settings.n_positions, read), run))

@@ -155,6 +155,17 @@ def test_command_fuses_by_scores(tiny: SessionDataset, model: Path, rules: Path,
     np.testing.assert_array_equal(read_ranks(out, len(tiny.test)), ranks)
 
 
+def test_intents_of_other_rows_choose_no_weight(tiny: SessionDataset, fused: Path, tmp_path, refused):
+    """Rules of last clicks, a model with intents for prefixes: of prefixes both can be scored, of last clicks not."""
+    prepared = Prepared(last_clicks(tiny.sessions), tiny.test, tiny.sessions, tiny.item_ids[1:], tiny.titles[1:])
+    other = write_dataset(prepared, tmp_path / "last", name="last", provenance={})
+    neighbors(NeighborsConfig(other.path, tmp_path / "rules", methods=("sr",)), Console(file=io.StringIO()))
+    flags, rules = ("--fuse-by", "scores", "--bootstrap", 50), tmp_path / "rules/sr"
+    call("--run", fused, "--fuse", rules, *flags)
+    error = refused(lambda argv: call(*argv), "--run", rules, "--fuse", fused, *flags)
+    assert "its intents are of other rows" in error
+
+
 def test_without_common_validation_no_weight_is_chosen(tiny, model: Path, rules: Path, tmp_path, refused):
     def error(*flags: object) -> str:
         return refused(lambda argv: call(*argv), "--bootstrap", 50, *flags)
