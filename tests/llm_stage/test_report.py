@@ -74,14 +74,14 @@ def printed(report):
     return console.export_text()
 
 
-def test_what_is_printed_says_who_answered_and_where_it_leaks(report):
+def test_what_is_printed_says_who_answered_and_where_train_is_ahead(report):
     text = printed(report)
     assert "no LLM (retrieval)" in text
     assert "1 items named have no title" in text
     assert "80.0 % cached" in text
-    assert "leakage" not in text
+    assert "trust intents" not in text
     report["parts"]["train"]["target_among_candidates"] = 1.3
-    assert "target among candidates: train 130.00 %, test 100.00 %: a hint of leakage" in printed(report)
+    assert "target among candidates: train 130.00 %, test 100.00 %: a fused model learns to trust" in printed(report)
 
 
 def test_the_figure_is_a_picture_and_the_same_each_time(report, tmp_path):
