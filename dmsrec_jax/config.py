@@ -193,11 +193,11 @@ class EvaluateConfig:
     """Run folder of `train`, `import_torch` or `neighbors`."""
     compare: Path | None = None
     """Second run on the same test set: paired differences RUN − COMPARE."""
-    fuse: Path | None = None
-    """Second run (a model, or a folder of `neighbors`): also report the fusion of the two rankings."""
+    fuse: tuple[Path, ...] = ()
+    """Other runs (models, or folders of `neighbors`): also report the fusion of all their rankings with RUN's."""
     fuse_by: Literal["ranks", "scores"] = "ranks"
-    """With --fuse. ranks: reciprocal rank fusion, nothing tuned. scores: log-linear pool of both runs' probabilities,
-    the second one's weight chosen on the validation sessions that both held out."""
+    """With --fuse. ranks: reciprocal rank fusion, nothing tuned. scores: log-linear pool of the runs' probabilities,
+    weights chosen on the validation sessions that all of them held out."""
     out: Path | None = None
     """With --fuse: run folder to write the fusion as."""
     dataset: Path | None = None

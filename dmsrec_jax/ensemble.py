@@ -1,14 +1,15 @@
-"""Fusion of two runs' rankings of the whole catalogue, by their ranks or by their scores.
+"""Fusion of several runs' rankings of the whole catalogue, by their ranks or by their scores.
 
 ``ranks``: reciprocal rank fusion (Cormack, Clarke & Büttcher, SIGIR 2009). An item scores Σ over runs of
 1 / (K + its rank there). K is the paper's 60 and the runs weigh the same, so nothing is tuned. Items that a run ties
 share their worst rank, as ties count against a target: the many items to which a neighbour method gives 0 have rank
-n_items there and gain next to nothing. With seen items excluded, both runs' lists are ranked without them.
+n_items there and gain next to nothing. With seen items excluded, all runs' lists are ranked without them.
 
-``scores``: a logarithmic opinion pool (Genest & Zidek, Statistical Science 1986), (1 − w) · log p + w · log q of what
-either run holds for probable; w is chosen on the validation sessions that neither run was fitted to.
+``scores``: a logarithmic opinion pool (Genest & Zidek, Statistical Science 1986), Σ w · log p of what each run holds
+for probable; the weights are chosen on the validation sessions that no run was fitted to.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -33,13 +34,17 @@ from dmsrec_jax.runs import Run, load_run
 from dmsrec_jax.scoring import BATCH, Scorer
 
 K = 60
-WEIGHTS = tuple(tenths / 10 for tenths in range(11))
-"""Of the second run's scores."""
+STEPS = 10
+"""Weights are tenths."""
 UNIFORM = 0.01
 """Of a neighbour method's probability, the share that all items have alike: from 0.001 to 0.3 changed nothing."""
 
 Scores = Callable[[np.ndarray], np.ndarray]
 """From a batch of sessions, int32 [B] with their number in empty places, to float32 [B, n_items + 1]."""
+
+
+Weights = tuple[float, ...]
+"""One of each run; their sum is 1."""
 
 
 class Source(NamedTuple):
@@ -79,38 +84,46 @@ def fused_test_ranks(runs: Sequence[tuple[Path, SessionDataset]], console: Conso
 
 
 def pooled_test_ranks(
-    first: tuple[Path, SessionDataset], second: tuple[Path, SessionDataset], console: Console | None = None
-) -> tuple[np.ndarray, float]:
-    """The same of the logarithmic pool of two runs, and the second one's weight.
+    runs: Sequence[tuple[Path, SessionDataset]], console: Console | None = None
+) -> tuple[np.ndarray, Weights]:
+    """The same of the logarithmic pool of several runs, and their weights.
 
-    Of `WEIGHTS` it is the one with the best MRR@20, seen items excluded, on the first run's validation rows.
+    Of `all_weights` they are those with the best MRR@20, seen items excluded, on the first run's validation rows.
 
     Raises:
       InputError: as `fused_test_ranks`, or a run held no validation sessions out, or not the first one's.
     """
-    valid, sources = open_validation(first, second)
-    scored = pooled_ranks(valid, sources, WEIGHTS, "validation sessions", console)
-    best = int(np.argmax([summarise(ranks)["exclude_seen"]["mrr@20"] for ranks in scored]))
-    sources = [open_test(*first), open_test(*second)]
-    (ranks,) = pooled_ranks(first[1].test, sources, WEIGHTS[best : best + 1], "fused sessions", console)
-    return ranks, WEIGHTS[best]
+    valid, sources = open_validation(runs)
+    tried = all_weights(len(runs))
+    scored = pooled_ranks(valid, sources, tried, "validation sessions", console)
+    best = tried[int(np.argmax([summarise(ranks)["exclude_seen"]["mrr@20"] for ranks in scored]))]
+    sources = [open_test(path, dataset) for path, dataset in runs]
+    (ranks,) = pooled_ranks(runs[0][1].test, sources, [best], "fused sessions", console)
+    return ranks, best
+
+
+def all_weights(runs: int) -> list[Weights]:
+    """Every way to share out tenths among the runs."""
+    shares = itertools.product(range(STEPS + 1), repeat=runs)
+    return [tuple(tenths / STEPS for tenths in of_runs) for of_runs in shares if sum(of_runs) == STEPS]
 
 
 def pooled_ranks(
     part: Split,
     sources: Sequence[Source],
-    weights: Sequence[float],
+    weights: Sequence[Weights],
     what: str = "sessions",
     console: Console | None = None,
 ) -> list[np.ndarray]:
-    """Ranks int32 [n, 2] of the part's targets in the pool of two runs, for each weight of the second one."""
+    """Ranks int32 [n, 2] of the part's targets in the pool of the runs, for each choice of weights."""
     ranks = [np.zeros((len(part), 2), np.int32) for _ in weights]
     for batch in _batches(part, sources, what, console):
-        p, q = (source.log_probabilities(scores[:, 1:]) for source, scores in zip(sources, batch.lists, strict=True))
+        pairs = zip(sources, batch.lists, strict=True)
+        of_runs = np.stack([source.log_probabilities(scores[:, 1:]) for source, scores in pairs])
         pooled = np.zeros(batch.lists[0].shape, np.float32)
-        for of_weight, weight in zip(ranks, weights, strict=True):
-            pooled[:, 1:] = (1 - weight) * p + weight * q
-            of_weight[batch.sessions] = rank_targets(pooled, batch.targets, batch.rows, batch.seen)
+        for of_weights, chosen in zip(ranks, weights, strict=True):
+            pooled[:, 1:] = np.tensordot(np.asarray(chosen, np.float32), of_runs, axes=1)
+            of_weights[batch.sessions] = rank_targets(pooled, batch.targets, batch.rows, batch.seen)
     return ranks
 
 
@@ -150,26 +163,29 @@ def open_test(run: Path, dataset: SessionDataset) -> Source:
     return _neighbors(run, dataset, dataset.sessions, dataset.test)
 
 
-def open_validation(
-    first: tuple[Path, SessionDataset], second: tuple[Path, SessionDataset]
-) -> tuple[Split, list[Source]]:
-    """The first run's validation rows, and what scores them as either run does.
+def open_validation(runs: Sequence[tuple[Path, SessionDataset]]) -> tuple[Split, list[Source]]:
+    """The first run's validation rows, and what scores them as each run does.
 
     Raises:
       InputError: as `pooled_test_ranks`.
     """
-    (_, valid, earlier), (_, _, also) = _held_out(*first), _held_out(*second)
-    if not np.array_equal(earlier.offsets, also.offsets) or not np.array_equal(earlier.items, also.items):
-        raise InputError(f"{second[0]}: its training sessions are not those of {first[0]}, so no validation is left")
+    (first, its_dataset), *_ = runs
+    _, valid, earlier = _held_out(first, its_dataset)
     sources = []
-    for path, dataset in (first, second):
+    for path, dataset in runs:
+        _, _, sessions = _held_out(path, dataset)
+        if not all(
+            np.array_equal(mine, its)
+            for mine, its in ((sessions.items, earlier.items), (sessions.offsets, earlier.offsets))
+        ):
+            raise InputError(f"{path}: its training sessions are not those of {first}, so no validation is left")
         if not _is_model(path):
             sources.append(_neighbors(path, dataset, earlier, valid))
             continue
         run = load_run(path, dataset.path)
         intents = run.read_intents()
-        if intents is not None and dataset.hash != first[1].hash:
-            raise InputError(f"{path}: its intents are of other rows than those of {first[0]}; give it as --run")
+        if intents is not None and dataset.hash != its_dataset.hash:
+            raise InputError(f"{path}: its intents are of other rows than those of {first}; give it as --run")
         rows = np.arange(len(dataset.train) - len(valid), len(dataset.train))
         read = None if intents is None else intent_rows(intents.train, intents.embeddings, rows)
         sources.append(_model_source(Scorer(run.program, valid, run.settings.n_positions, read), run))

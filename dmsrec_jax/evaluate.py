@@ -1,7 +1,7 @@
 """``python -m dmsrec_jax.evaluate``: a run's metrics with intervals, its differences from and fusion with another."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -27,6 +27,9 @@ from dmsrec_jax.results import (
     write_results,
 )
 
+MOST_POOLED = 4
+"""Runs, whose weights have 286 combinations."""
+
 
 def evaluate(config: EvaluateConfig, console: Console | None = None) -> None:
     """Prints a run's results and adds intervals (and differences) to its ``results.json``.
@@ -40,11 +43,13 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> None:
     """
     if config.bootstrap < 2:
         raise InputError(f"--bootstrap {config.bootstrap}: at least 2 resamples are due")
-    if config.out is not None and config.fuse is None:
+    if config.out is not None and not config.fuse:
         raise InputError(f"--out {config.out}: needs --fuse")
-    if config.fuse_by != "ranks" and config.fuse is None:
+    if config.fuse_by != "ranks" and not config.fuse:
         raise InputError(f"--fuse-by {config.fuse_by}: needs --fuse")
-    if config.fuse is not None and config.compare is not None:
+    if config.fuse_by == "scores" and len(config.fuse) >= MOST_POOLED:
+        raise InputError(f"--fuse-by scores: of at most {MOST_POOLED} runs, for all their weights are tried")
+    if config.fuse and config.compare is not None:
         raise InputError(f"--compare {config.compare}: not beside --fuse; compare the run that --out writes")
     if config.out is not None:  # before the scoring
         check_replaceable(config.out, marker="results.json", overwrite=config.overwrite)
@@ -61,8 +66,8 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> None:
         about.setdefault("differences", {})[str(config.compare)] = differences(difference, dataset, config)
     write_results(config.run, about)
 
-    if config.fuse is not None:
-        _fuse(config, config.fuse, about, own, dataset, console)
+    if config.fuse:
+        _fuse(config, _Judged(config.run, about, own, dataset), console)
         return
     print_results({name: about}, console)
     if config.compare is not None:
@@ -70,56 +75,65 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> None:
         print_differences(title, about["differences"][str(config.compare)], console)
 
 
-def _fuse(
-    config: EvaluateConfig,
-    second: Path,
-    about: dict[str, Any],
-    own: np.ndarray,
-    dataset: SessionDataset,
-    console: Console | None,
-) -> None:
-    """Prints both runs and their fusion, with its differences from each; writes the fusion where --out says."""
+class _Judged(NamedTuple):
+    """A run beside others on the same test set."""
+
+    path: Path
+    about: dict[str, Any]
+    values: np.ndarray
+    """Of its ranks, see `percent`."""
+    dataset: SessionDataset
+
+
+def _fuse(config: EvaluateConfig, first: _Judged, console: Console | None) -> None:
+    """Prints the runs and their fusion, with its differences from each; writes the fusion where --out says."""
     from dmsrec_jax.ensemble import K, fused_test_ranks, pooled_test_ranks  # brings in jax
 
-    other = _about(second)
-    data = dataset_of(second, other, dataset)
-    others = percent(_ranks(second, data))
-    if other.get("protocol") != "paper":
-        other["test"] = by_view(others.mean(axis=0))
-    other["intervals"] = intervals(others, dataset, config)
+    runs = [first, *(_judge(path, first.dataset, config) for path in config.fuse)]
+    sources = [(run.path, run.dataset) for run in runs]
+    names = [run.path.resolve().name for run in runs]
+    if len(set(names)) < len(names):
+        names = [str(run.path) for run in runs]
+    setting: dict[str, Any] = {"k": K}
     if config.fuse_by == "scores":
-        ranks, weight = pooled_test_ranks((config.run, dataset), (second, data), console)
-        kind, setting = "pool", {"weight": weight}
+        ranks, weights = pooled_test_ranks(sources, console)
+        setting = {"weights": list(weights)}
     else:
-        ranks = fused_test_ranks(((config.run, dataset), (second, data)), console)
-        kind, setting = "rrf", {"k": K}
+        ranks = fused_test_ranks(sources, console)
+    kind = "pool" if config.fuse_by == "scores" else "rrf"
     values = percent(ranks)
-    names = [path.resolve().name for path in (config.run, second)]
-    if names[0] == names[1]:
-        names = [str(config.run), str(second)]
     fusion: dict[str, Any] = {
         "test": summarise(ranks),
-        "protocol": "paper" if "paper" in (about.get("protocol"), other.get("protocol")) else "default",
-        "model": f"{kind}({about['model']}, {other['model']})",
-        "dataset": dataset_identity(dataset),
-        "fused": [str(path.absolute()) for path in (config.run, second)],
+        "protocol": "paper" if "paper" in [run.about.get("protocol") for run in runs] else "default",
+        "model": f"{kind}({', '.join(str(run.about['model']) for run in runs)})",
+        "dataset": dataset_identity(first.dataset),
+        "fused": [str(run.path.absolute()) for run in runs],
         **setting,
-        "intervals": intervals(values, dataset, config),
-        "differences": {
-            str(path): differences(values - of_path, dataset, config)
-            for path, of_path in ((config.run, own), (second, others))
-        },
+        "intervals": intervals(values, first.dataset, config),
+        "differences": {str(run.path): differences(values - run.values, first.dataset, config) for run in runs},
     }
     if config.out is not None:
         with staged_folder(config.out, marker="results.json", overwrite=config.overwrite) as staged:
             write_ranks(staged, ranks)
             write_results(staged, fusion)
-    name = f"{kind}({', '.join(names)})"
-    print_results({names[0]: about, names[1]: other, name: fusion}, console)
-    if "weight" in fusion:
-        (console or Console()).print(f"weight of {names[1]}: {fusion['weight']:.1f}, chosen on validation")
-    for path, of_run, compared in ((config.run, about, names[0]), (second, other, names[1])):
-        print_differences(f"fusion − {label(compared, of_run)}", fusion["differences"][str(path)], console)
+    labelled = dict(zip(names, (run.about for run in runs), strict=True))
+    print_results(labelled | {f"{kind}({', '.join(names)})": fusion}, console)
+    if "weights" in fusion:
+        chosen = ", ".join(f"{name} {weight:.1f}" for name, weight in zip(names, fusion["weights"], strict=True))
+        (console or Console()).print(f"weights, chosen on validation: {chosen}", soft_wrap=True)
+    for name, of_run in zip(names, runs, strict=True):
+        print_differences(f"fusion − {label(name, of_run.about)}", fusion["differences"][str(of_run.path)], console)
+
+
+def _judge(run: Path, dataset: SessionDataset, config: EvaluateConfig) -> _Judged:
+    """Another run on the test set of ``dataset``."""
+    about = _about(run)
+    its = dataset_of(run, about, dataset)
+    values = percent(_ranks(run, its))
+    if about.get("protocol") != "paper":
+        about["test"] = by_view(values.mean(axis=0))
+    about["intervals"] = intervals(values, its, config)
+    return _Judged(run, about, values, its)
 
 
 def _about(run: Path) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from dmsrec_jax.data.samples import last_clicks
 from dmsrec_jax.data.write import Prepared, write_dataset
 from dmsrec_jax.ensemble import (
     UNIFORM,
-    WEIGHTS,
     K,
+    all_weights,
     fuse,
     fused_ranks,
     fused_test_ranks,
@@ -103,39 +103,49 @@ def test_smoothed_scores_are_probabilities():
     np.testing.assert_allclose(np.exp(smoothed(scores)), (1 - UNIFORM) * shares + UNIFORM / 4, rtol=1e-6)
 
 
-def pooled_by_hand(first, second, batch, split, weight) -> np.ndarray:
+def pooled_by_hand(sources, kinds, batch, split, weights) -> np.ndarray:
     """Ranks of the targets in the pool, by a loop over sessions; raw and without the session's own items."""
-    logits, scores = first.scores(batch)[:, 1:], second.scores(batch)[:, 1:]
+    of_runs = [source.scores(batch)[:, 1:] for source in sources]
     ranks = []
     for row, target in enumerate(split.targets[batch]):
-        p = np.exp(logits[row] - logits[row].max())
-        q = scores[row] / scores[row].sum() if scores[row].any() else np.full(len(p), 1 / len(p))
-        q = (1 - UNIFORM) * q + UNIFORM / len(p)
-        pool = (p / p.sum()) ** (1 - weight) * q**weight
+        pool = np.ones(of_runs[0].shape[1])
+        for kind, scores, weight in zip(kinds, of_runs, weights, strict=True):
+            own = np.exp(scores[row] - scores[row].max()) if kind == "model" else scores[row]
+            shares = own / own.sum() if own.any() else np.full(len(own), 1 / len(own))
+            pool *= (shares if kind == "model" else (1 - UNIFORM) * shares + UNIFORM / len(own)) ** weight
         others = np.setdiff1d(np.arange(len(pool)), np.asarray(split[batch[row]]) - 1)
         raw, unseen = (sum(pool[of] >= pool[target - 1] * (1 - 1e-5)) for of in (slice(None), others))
         ranks.append([raw, unseen if target - 1 in others else len(pool) + 1])
     return np.array(ranks)
 
 
-def test_pool_by_hand(tiny: SessionDataset, model: Path, rules: Path):
-    sources, batch = [open_test(path, tiny) for path in (model, rules)], np.arange(len(tiny.test), dtype=np.int32)
-    for ranks, weight in zip(pooled_ranks(tiny.test, sources, WEIGHTS), WEIGHTS, strict=True):
-        np.testing.assert_array_equal(ranks, pooled_by_hand(*sources, batch, tiny.test, weight))
+def test_weights_share_out_tenths():
+    assert all_weights(2) == [(tenths / 10, (10 - tenths) / 10) for tenths in range(11)]
+    assert len(set(all_weights(3))) == 66
+    assert all(sum(weights) == pytest.approx(1.0) for weights in all_weights(3))
 
 
-def test_validation_chooses_the_weight(tiny: SessionDataset, model: Path, rules: Path):
-    valid, sources = open_validation((model, tiny), (rules, tiny))
-    found = [summarise(ranks)["exclude_seen"]["mrr@20"] for ranks in pooled_ranks(valid, sources, WEIGHTS)]
-    ranks, weight = pooled_test_ranks((model, tiny), (rules, tiny))
-    assert found[WEIGHTS.index(weight)] == max(found) > min(found)
-    sources = [open_test(path, tiny) for path in (model, rules)]
-    np.testing.assert_array_equal(ranks, pooled_ranks(tiny.test, sources, [weight])[0])
+def test_pool_by_hand(tiny: SessionDataset, model: Path, rules: Path, fused: Path):
+    kinds, batch = ("model", "neighbors", "model"), np.arange(len(tiny.test), dtype=np.int32)
+    sources, tried = [open_test(path, tiny) for path in (model, rules, fused)], all_weights(3)[::6]
+    for ranks, weights in zip(pooled_ranks(tiny.test, sources, tried), tried, strict=True):
+        np.testing.assert_array_equal(ranks, pooled_by_hand(sources, kinds, batch, tiny.test, weights))
+
+
+def test_validation_chooses_the_weights(tiny: SessionDataset, model: Path, rules: Path):
+    runs = (model, tiny), (rules, tiny)
+    valid, sources = open_validation(runs)
+    tried = all_weights(2)
+    found = [summarise(ranks)["exclude_seen"]["mrr@20"] for ranks in pooled_ranks(valid, sources, tried)]
+    ranks, weights = pooled_test_ranks(runs)
+    assert found[tried.index(weights)] == max(found) > min(found)
+    sources = [open_test(*run) for run in runs]
+    np.testing.assert_array_equal(ranks, pooled_ranks(tiny.test, sources, [weights])[0])
 
 
 def test_validation_is_scored_as_the_runs_scored_it(tiny: SessionDataset, fused: Path, rules: Path):
     """With all weight on one run: the model that training kept, and the settings that `neighbors` chose."""
-    valid, sources = open_validation((fused, tiny), (rules, tiny))
+    valid, sources = open_validation([(fused, tiny), (rules, tiny)])
     batch = np.arange(len(valid), dtype=np.int32)
     rows = np.repeat(batch, valid.lengths)
     for path, source in zip((fused, rules), sources, strict=True):
@@ -144,15 +154,21 @@ def test_validation_is_scored_as_the_runs_scored_it(tiny: SessionDataset, fused:
         assert found["exclude_seen"]["mrr@20"] == pytest.approx(due["exclude_seen"]["mrr@20"])
 
 
-def test_command_fuses_by_scores(tiny: SessionDataset, model: Path, rules: Path, tmp_path, capsys):
-    out = tmp_path / "pool"
-    call("--run", model, "--fuse", rules, "--fuse-by", "scores", "--out", out, "--bootstrap", 50)
-    results, (ranks, weight) = read_results(out), pooled_test_ranks((model, tiny), (rules, tiny))
+def test_command_fuses_by_scores(tiny: SessionDataset, model: Path, rules: Path, fused: Path, tmp_path, capsys):
+    out, paths = tmp_path / "pool", (model, fused, rules)
+    call("--run", model, "--fuse", fused, rules, "--fuse-by", "scores", "--out", out, "--bootstrap", 50)
+    results, (ranks, weights) = read_results(out), pooled_test_ranks([(path, tiny) for path in paths])
     printed = capsys.readouterr().out
-    assert "pool(model, sr)" in printed
-    assert f"weight of sr: {weight:.1f}" in printed
-    assert (results["model"], results["weight"]) == ("pool(gcegnn, sr)", weight)
+    assert f"weights, chosen on validation: model {weights[0]}, fused {weights[1]}, sr {weights[2]}" in printed
+    assert (results["model"], results["weights"]) == ("pool(gcegnn, srgnn, sr)", list(weights))
+    assert set(results["differences"]) == {str(path) for path in paths}
     np.testing.assert_array_equal(read_ranks(out, len(tiny.test)), ranks)
+
+
+def test_several_runs_fuse_by_ranks(tiny: SessionDataset, model: Path, rules: Path, fused: Path, tmp_path):
+    call("--run", model, "--fuse", fused, rules, "--out", tmp_path / "rrf", "--bootstrap", 50)
+    due = fused_test_ranks([(path, tiny) for path in (model, fused, rules)])
+    np.testing.assert_array_equal(read_ranks(tmp_path / "rrf", len(tiny.test)), due)
 
 
 def test_intents_of_other_rows_choose_no_weight(tiny: SessionDataset, fused: Path, tmp_path, refused):
@@ -172,6 +188,7 @@ def test_without_common_validation_no_weight_is_chosen(tiny, model: Path, rules:
 
     by_scores = ("--fuse-by", "scores")
     assert "--fuse-by scores: needs --fuse" in error("--run", model, *by_scores)
+    assert "at most 4 runs" in error("--run", model, "--fuse", *[rules] * 4, *by_scores)
     config = NeighborsConfig(tiny.path, tmp_path / "far", methods=("sr",), validation_fraction=0.3)
     neighbors(config, Console(file=io.StringIO()))
     assert "not those of" in error("--run", model, "--fuse", tmp_path / "far/sr", *by_scores)
