@@ -12,7 +12,7 @@ for probable; the weights are chosen on the validation sessions that no run was 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -169,15 +169,12 @@ def open_validation(runs: Sequence[tuple[Path, SessionDataset]]) -> tuple[Split,
     Raises:
       InputError: as `pooled_test_ranks`.
     """
-    (first, its_dataset), *_ = runs
-    _, valid, earlier = _held_out(first, its_dataset)
+    held = [_held_out(path, dataset) for path, dataset in runs]
+    (first, its_dataset), (valid, earlier) = runs[0], held[0]
     sources = []
-    for path, dataset in runs:
-        _, _, sessions = _held_out(path, dataset)
-        if not all(
-            np.array_equal(mine, its)
-            for mine, its in ((sessions.items, earlier.items), (sessions.offsets, earlier.offsets))
-        ):
+    for (path, dataset), (_, sessions) in zip(runs, held, strict=True):
+        pairs = (sessions.items, earlier.items), (sessions.offsets, earlier.offsets)
+        if not all(np.array_equal(its, due) for its, due in pairs):
             raise InputError(f"{path}: its training sessions are not those of {first}, so no validation is left")
         if not _is_model(path):
             sources.append(_neighbors(path, dataset, earlier, valid))
@@ -192,16 +189,21 @@ def open_validation(runs: Sequence[tuple[Path, SessionDataset]]) -> tuple[Split,
     return valid, sources
 
 
-def _held_out(run: Path, dataset: SessionDataset) -> tuple[Split, Split, Sessions]:
-    """`validation_split` as the run made it."""
-    about = read_yaml(run / "config.yaml") if (run / "config.yaml").is_file() else {}
+def _held_out(run: Path, dataset: SessionDataset) -> tuple[Split, Sessions]:
+    """The run's validation rows, and the whole sessions it was fitted to."""
+    about = _config(run)
     fraction = about.get("validation_fraction")
     if _is_model(run) and fraction is not None:
         config = from_mapping(TrainConfig, about, source=run / "config.yaml")
         fraction = config.validation_fraction if config.protocol == "default" else None
     if not isinstance(fraction, float):
         raise InputError(f"{run}: was fitted to all training sessions, so none are left to choose a weight on")
-    return validation_split(dataset, fraction)
+    return validation_split(dataset, fraction)[1:]
+
+
+def _config(run: Path) -> dict[str, Any]:
+    """``config.yaml``; nothing where there is none."""
+    return read_yaml(run / "config.yaml") if (run / "config.yaml").is_file() else {}
 
 
 def _is_model(run: Path) -> bool:
@@ -214,7 +216,7 @@ def _model_source(scorer: Scorer, run: Run) -> Source:
 
 def _neighbors(run: Path, dataset: SessionDataset, sessions: Sessions, part: Split) -> Source:
     """A neighbour method with the run's settings, fitted to ``sessions``, for the rows of ``part``."""
-    about = read_yaml(run / "config.yaml") if (run / "config.yaml").is_file() else {}
+    about = _config(run)
     method = METHODS.get(str(about.get("model")))
     settings = {name: about.get(name) for name in method.grid} if method else {}
     if method is None or not all(isinstance(value, int | float) for value in settings.values()):

@@ -54,20 +54,16 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> None:
     if config.out is not None:  # before the scoring
         check_replaceable(config.out, marker="results.json", overwrite=config.overwrite)
     about = _about(config.run)
-    dataset = dataset_of(config.run, about, SessionDataset.load(config.dataset or Path(about["dataset"]["path"])))
-    name = config.run.resolve().name
-    own = percent(_ranks(config.run, dataset))
-    if about.get("protocol") != "paper":
-        about["test"] = by_view(own.mean(axis=0))
-    about["intervals"] = intervals(own, dataset, config)
+    judged = _judge(config.run, about, SessionDataset.load(config.dataset or Path(about["dataset"]["path"])), config)
+    dataset, name = judged.dataset, config.run.resolve().name
     if config.compare is not None:
         other = _about(config.compare)
-        difference = own - percent(_ranks(config.compare, dataset_of(config.compare, other, dataset)))
+        difference = judged.values - percent(_ranks(config.compare, dataset_of(config.compare, other, dataset)))
         about.setdefault("differences", {})[str(config.compare)] = differences(difference, dataset, config)
     write_results(config.run, about)
 
     if config.fuse:
-        _fuse(config, _Judged(config.run, about, own, dataset), console)
+        _fuse(config, judged, console)
         return
     print_results({name: about}, console)
     if config.compare is not None:
@@ -89,18 +85,18 @@ def _fuse(config: EvaluateConfig, first: _Judged, console: Console | None) -> No
     """Prints the runs and their fusion, with its differences from each; writes the fusion where --out says."""
     from dmsrec_jax.ensemble import K, fused_test_ranks, pooled_test_ranks  # brings in jax
 
-    runs = [first, *(_judge(path, first.dataset, config) for path in config.fuse)]
+    runs = [first, *(_judge(path, _about(path), first.dataset, config) for path in config.fuse)]
     sources = [(run.path, run.dataset) for run in runs]
     names = [run.path.resolve().name for run in runs]
     if len(set(names)) < len(names):
         names = [str(run.path) for run in runs]
-    setting: dict[str, Any] = {"k": K}
+    setting: dict[str, Any]
     if config.fuse_by == "scores":
         ranks, weights = pooled_test_ranks(sources, console)
-        setting = {"weights": list(weights)}
+        kind, setting = "pool", {"weights": list(weights)}
     else:
         ranks = fused_test_ranks(sources, console)
-    kind = "pool" if config.fuse_by == "scores" else "rrf"
+        kind, setting = "rrf", {"k": K}
     values = percent(ranks)
     fusion: dict[str, Any] = {
         "test": summarise(ranks),
@@ -125,9 +121,8 @@ def _fuse(config: EvaluateConfig, first: _Judged, console: Console | None) -> No
         print_differences(f"fusion − {label(name, of_run.about)}", fusion["differences"][str(of_run.path)], console)
 
 
-def _judge(run: Path, dataset: SessionDataset, config: EvaluateConfig) -> _Judged:
-    """Another run on the test set of ``dataset``."""
-    about = _about(run)
+def _judge(run: Path, about: dict[str, Any], dataset: SessionDataset, config: EvaluateConfig) -> _Judged:
+    """A run on the test set of ``dataset``; completes ``about``, what `_about` knows of it."""
     its = dataset_of(run, about, dataset)
     values = percent(_ranks(run, its))
     if about.get("protocol") != "paper":

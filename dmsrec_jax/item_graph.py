@@ -24,8 +24,8 @@ class Rows(NamedTuple):
 class Members(NamedTuple):
     """A hypergraph whose edges are sessions, each with its distinct items.
 
-    It grows with the clicks, not with the square of the catalogue. Numpy's as built,
-    jax's on the device. What pads a row is item 0 or the session behind the last one, which weigh 0.
+    It grows with the clicks, not with the square of the catalogue. What pads a row is item 0 or the session behind the
+    last one, which weigh 0. The arrays are numpy's as built and jax's on the device.
     """
 
     of_sessions: Rows
@@ -59,29 +59,29 @@ def build_members(sessions: Sessions, n_items: int, like: Sessions | None = None
     session = np.repeat(np.arange(len(sessions)), sessions.lengths)
     session, item = np.divmod(np.unique(session * (n_items + 1) + np.asarray(sessions.items, np.int64)), n_items + 1)
 
-    def rows(members: np.ndarray, owners: np.ndarray, n_owners: int, padding: int) -> Rows:
-        in_order = np.argsort(owners, kind="stable")
-        members, owners = members[in_order], owners[in_order]
-        count = np.bincount(owners, minlength=n_owners)
-        rows = -(-count // WIDTH)
-        place = np.arange(len(owners)) - (np.cumsum(count) - count)[owners]
-        n_rows = (len(like.items) + (WIDTH - 1) * n_owners) // WIDTH  # no part of ``like`` needs more
-        table = np.full((n_rows, WIDTH), padding, np.int32)
-        table[(np.cumsum(rows) - rows)[owners] + place // WIDTH, place % WIDTH] = members
-        owner_of_row = np.repeat(np.arange(n_owners), rows)
-        fill = (0, n_rows - len(owner_of_row))
-        return Rows(table, np.pad(owner_of_row, fill, constant_values=n_owners - 1).astype(np.int32))
-
     def one_over(owners: np.ndarray, n: int) -> np.ndarray:
         count = np.bincount(owners, minlength=n)
         return np.where(count > 0, 1.0 / np.maximum(count, 1), 0.0).astype(np.float32)
 
     return Members(
-        rows(item, session, len(like) + 1, 0),
-        rows(session, item, n_items + 1, len(like)),
+        _in_rows(item, session, len(like) + 1, len(like.items), padding=0),
+        _in_rows(session, item, n_items + 1, len(like.items), padding=len(like)),
         one_over(item, n_items + 1),
         one_over(session, len(like) + 1),
     )
+
+
+def _in_rows(members: np.ndarray, owners: np.ndarray, n_owners: int, most: int, *, padding: int) -> Rows:
+    """Members of each owner in rows, as many rows as any ``most`` members may need."""
+    in_order = np.argsort(owners, kind="stable")
+    members, owners = members[in_order], owners[in_order]
+    count = np.bincount(owners, minlength=n_owners)
+    of_owner = -(-count // WIDTH)
+    place = np.arange(len(owners)) - (np.cumsum(count) - count)[owners]
+    table = np.full(((most + (WIDTH - 1) * n_owners) // WIDTH, WIDTH), padding, np.int32)
+    table[(np.cumsum(of_owner) - of_owner)[owners] + place // WIDTH, place % WIDTH] = members
+    owner = np.repeat(np.arange(n_owners, dtype=np.int32), of_owner)
+    return Rows(table, np.pad(owner, (0, len(table) - len(owner)), constant_values=n_owners - 1))
 
 
 def mean_convolution(members: Members, layers: int) -> np.ndarray:

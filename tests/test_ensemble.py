@@ -45,6 +45,14 @@ def rules(tiny: SessionDataset, tmp_path_factory) -> Path:
     return out / "sr"
 
 
+def rules_of_last_clicks(tiny: SessionDataset, folder: Path) -> tuple[SessionDataset, Path]:
+    """A data set with the test rows of `tiny` that trains on last clicks, and sequential rules of it."""
+    prepared = Prepared(last_clicks(tiny.sessions), tiny.test, tiny.sessions, tiny.item_ids[1:], tiny.titles[1:])
+    dataset = write_dataset(prepared, folder / "last", name="last", provenance={})
+    neighbors(NeighborsConfig(dataset.path, folder / "rules", methods=("sr",)), Console(file=io.StringIO()))
+    return dataset, folder / "rules" / "sr"
+
+
 @pytest.fixture(scope="module")
 def fused(tiny: SessionDataset, tiny_intents: Path, tmp_path_factory) -> Path:
     """A model with intents of the same data set."""
@@ -173,10 +181,8 @@ def test_several_runs_fuse_by_ranks(tiny: SessionDataset, model: Path, rules: Pa
 
 def test_intents_of_other_rows_choose_no_weight(tiny: SessionDataset, fused: Path, tmp_path, refused):
     """Rules of last clicks, a model with intents for prefixes: of prefixes both can be scored, of last clicks not."""
-    prepared = Prepared(last_clicks(tiny.sessions), tiny.test, tiny.sessions, tiny.item_ids[1:], tiny.titles[1:])
-    other = write_dataset(prepared, tmp_path / "last", name="last", provenance={})
-    neighbors(NeighborsConfig(other.path, tmp_path / "rules", methods=("sr",)), Console(file=io.StringIO()))
-    flags, rules = ("--fuse-by", "scores", "--bootstrap", 50), tmp_path / "rules/sr"
+    _, rules = rules_of_last_clicks(tiny, tmp_path)
+    flags = ("--fuse-by", "scores", "--bootstrap", 50)
     call("--run", fused, "--fuse", rules, *flags)
     error = refused(lambda argv: call(*argv), "--run", rules, "--fuse", fused, *flags)
     assert "its intents are of other rows" in error
@@ -226,13 +232,10 @@ def test_command_writes_a_run_that_compares(tiny: SessionDataset, model: Path, r
 
 def test_other_training_rows_leave_the_test_set_the_same(tiny: SessionDataset, model: Path, tmp_path):
     """Rules of a data set that trains on last clicks, fused and compared with a model that trains on prefixes."""
-    names = tiny.item_ids[1:], tiny.titles[1:]
-    prepared = Prepared(last_clicks(tiny.sessions), tiny.test, tiny.sessions, *names)
-    other = write_dataset(prepared, tmp_path / "last", name="last", provenance={})
+    other, rules = rules_of_last_clicks(tiny, tmp_path)
     assert other.hash != tiny.hash
     assert other.has_same_test(tiny)
-    neighbors(NeighborsConfig(other.path, tmp_path / "rules", methods=("sr",)), Console(file=io.StringIO()))
-    rules, out = tmp_path / "rules/sr", tmp_path / "fusion"
+    out = tmp_path / "fusion"
     call("--run", model, "--fuse", rules, "--out", out, "--bootstrap", 50)
     np.testing.assert_array_equal(read_ranks(out, len(tiny.test)), fused_test_ranks(((model, tiny), (rules, other))))
     call("--run", model, "--compare", rules, "--bootstrap", 50)

@@ -188,8 +188,10 @@ class TestServer:
 def running(config):
     """A vLLM that ends with the test, where a command's ends with the process."""
     model = vllm_engine.VllmModel(config)
-    yield model
-    vllm_engine.end(model.llm.llm_engine.engine_core, ())
+    try:
+        yield model
+    finally:
+        vllm_engine.end(model.llm.llm_engine.engine_core, ())
 
 
 def decoding(model, dataset, decode):
