@@ -115,11 +115,12 @@ def test_packing_is_independent_of_order(backbone):
     items = generator.integers(1, 12, offsets[-1])  # few items: most sessions repeat some
     extra = (10, torch.from_numpy(generator.integers(0, 12, (12, 3))), torch.ones(12, 3))
     graphs = FORMS[backbone].graphs(items, offsets, CPU)
+    torch.manual_seed(0)
     model = FORMS[backbone].tuned(11, 8, *(extra if backbone == "gcegnn" else ())).eval()
     rows = generator.permutation(40)
     together = model(graphs.pack(rows, torch.from_numpy(rows)))
     alone = torch.cat([model(graphs.pack(rows[i : i + 1], torch.from_numpy(rows[i : i + 1]))) for i in range(40)])
-    torch.testing.assert_close(together, alone, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)  # MSGIFSR's scores are 12 times a cosine
 
 
 def test_tuned_evaluation_ranks_as_ours():
