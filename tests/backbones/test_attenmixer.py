@@ -4,9 +4,10 @@ from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from dmsrec_jax.layers import head_count
-from tests.backbones.small import LENGTH, SESSIONS, N, batch, build
+from tests.backbones.small import LENGTH, SESSIONS, N, batch, build, scores
 
 D = 16
 model = partial(build, "attenmixer", D, "cosine")
@@ -22,7 +23,7 @@ def test_attention_click_by_click():
     backbone, vectors = built.backbone, np.asarray(built.item_vectors())
     h = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     nodes = jnp.asarray(h)[data.graph.nodes]
-    found = backbone.attend(backbone.queries(nodes, data), nodes, data, None, None)
+    found = nnx.jit(lambda of: of.attend(of.queries(nodes, data), nodes, data, None, None))(backbone)
     for row in range(N):
         clicks = h[SESSIONS[row]]
         latest = np.pad(clicks[::-1], ((0, 7), (0, 0)))
@@ -38,7 +39,7 @@ def test_attention_click_by_click():
 
 
 def test_released_padding_moves_scores():
-    plain, padded, longer = (model(released_padding=n)(batch())[:, 1:] for n in (None, LENGTH, LENGTH + 9))
+    plain, padded, longer = (scores(model(released_padding=n), batch())[:, 1:] for n in (None, LENGTH, LENGTH + 9))
     assert jnp.isfinite(padded).all()
     several = np.array([len(set(SESSIONS[row])) > 1 for row in range(N)])  # else there is nothing to choose from
     assert (jnp.abs(padded - plain).max(1) > 1e-4)[several].all()

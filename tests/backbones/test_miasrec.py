@@ -37,7 +37,7 @@ def test_attention_stays_within_sessions(more):
     tokens = packed_tokens(batch())
     shape = (3, len(tokens.session), 2, 3)
     query, keys, values = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
-    found = attend(query, keys, values, tokens, LENGTH + 1 + more, None, None)
+    found = jax.jit(attend, static_argnums=(4, 5, 6))(query, keys, values, tokens, LENGTH + 1 + more, None, None)
     for row in range(N):
         own = np.asarray(tokens.session) == row
         for head in range(2):
@@ -61,11 +61,12 @@ def test_entmax_and_its_gradient():
     rows = [rng.normal(size=n) * scale for n, scale in zip(sizes, (1, 5, 1, 1e-3, 30), strict=True)]
     owner = jnp.repeat(jnp.arange(6), jnp.array([*sizes, 3]))
     logits = jnp.asarray(np.concatenate([*rows, np.zeros(3)]), jnp.float32)
-    found = entmax(logits, owner, 5)
+    of = jax.jit(partial(entmax, owner=owner, n_owners=5))
+    found = of(logits)
     np.testing.assert_allclose(found[:-3], np.concatenate([sorted_entmax(row) for row in rows]), atol=1e-5)
     assert (np.asarray(found) == 0).any()
     upstream = rng.normal(size=len(logits))
-    gradient = jax.grad(lambda x: jnp.sum(entmax(x, owner, 5)[:-3] * upstream[:-3]))(logits)
+    gradient = jax.grad(lambda x: jnp.sum(of(x)[:-3] * upstream[:-3]))(logits)
     for session in range(5):
         own = np.asarray(owner == session)
         slope = np.sqrt(np.asarray(found)[own])
@@ -83,14 +84,15 @@ def test_the_best_row_has_the_gradient():
 @pytest.mark.parametrize("released_padding", [None, LENGTH])
 def test_any_number_of_items_at_once_gives_the_same(released_padding):
     built, data = model(released_padding=released_padding), batch()
-    reading, vectors = built.backbone(built.item_vectors(), data), built.item_vectors()
+    vectors = built.item_vectors()
+    reading = nnx.jit(lambda built: built.backbone(vectors, data))(built)
 
     def scores(items_at_once: int):
         def loss(vectors):
             found = built.backbone.score(reading.z, reading, vectors, None, items_at_once)
             return jnp.sum(found**2), found
 
-        return jax.grad(loss, has_aux=True)(vectors)
+        return jax.jit(jax.grad(loss, has_aux=True))(vectors)
 
     for one, other in zip(scores(N_ITEMS + 1) * 2, scores(1) + scores(7), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
@@ -100,7 +102,8 @@ def test_what_matters_is_learned():
     """Weights in the mean train the map that selects; the released code's are normalised away."""
     for released_padding, trained in ((None, True), (LENGTH, False)):
         graphdef, params, rest = nnx.split(model(released_padding=released_padding), nnx.Param, ...)
-        gradients = jax.grad(lambda p: nnx.merge(graphdef, p, rest)(batch())[:, 1:].var())(params)  # noqa: B023
+        spread = jax.grad(lambda p: nnx.merge(graphdef, p, rest)(batch())[:, 1:].var())  # noqa: B023
+        gradients = jax.jit(spread)(params)
         assert bool(jnp.abs(gradients["backbone"]["importance"]["kernel"][...]).max() > 0) == trained
 
 
@@ -115,7 +118,7 @@ def test_the_original_with_the_same_entmax():
     file = golden.load(path, released_padding=None)
     built = nnx.merge(file.graphdef, *file.weights, file.constants)
     data = pack(file.graphs, jnp.arange(file.graphs.n_sessions), file.budget)
-    reading = built.backbone(built.item_vectors(), data)
+    reading = nnx.jit(lambda built: built.backbone(built.item_vectors(), data))(built)
     votes: Votes = reading.memory
     z, items = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in map(np.asarray, (reading.z, built.items[...])))
     compared = 0

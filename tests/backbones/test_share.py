@@ -3,6 +3,7 @@
 from itertools import pairwise
 
 import numpy as np
+from flax import nnx
 
 from dmsrec_jax.backbones.share import hyperedges
 from tests.backbones.small import N, batch, build
@@ -16,7 +17,7 @@ def softmax(logits, where):
 def test_attention_over_the_incidence_matrix():
     built, data = build("share"), batch()
     layer, x = built.backbone.second, built.item_vectors()[data.graph.nodes]
-    found = layer(x, hyperedges(data), data, None, None)
+    found = nnx.jit(lambda layer: layer(x, hyperedges(data), data, None, None))(layer)
     x, scale = np.asarray(x), x.shape[1] ** -0.5
     for row in range(N):
         clicks = np.asarray(data.click_node)[np.asarray(data.click_session) == row]

@@ -6,27 +6,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from tests.backbones.small import LENGTH, SESSIONS, batch, build
+from tests.backbones.small import LENGTH, SESSIONS, batch, build, scores
 from tests.conftest import N_ITEMS
 
 model = partial(build, "tagnn")
+read = nnx.jit(lambda built, data: built.backbone(built.item_vectors(), data))
 
 
 @pytest.mark.parametrize("released_padding", [None, 20])
 @pytest.mark.parametrize("scale", [None, 12.0])
 def test_any_number_of_items_at_once_gives_the_same(scale, released_padding):
     built, data = model(released_padding=released_padding), batch()
-    reading = built.backbone(built.item_vectors(), data)
+    reading = read(built, data)
 
-    def scores(items_at_once: int):
+    def in_blocks(items_at_once: int):
         def loss(vectors):
             found = built.backbone.score(reading.z, reading, vectors, scale, items_at_once)
             return jnp.sum(found**2), found
 
-        return jax.grad(loss, has_aux=True)(built.item_vectors())
+        return jax.jit(jax.grad(loss, has_aux=True))(built.item_vectors())
 
-    for one, other in zip(scores(N_ITEMS + 1) * 2, scores(1) + scores(7), strict=True):
+    for one, other in zip(in_blocks(N_ITEMS + 1) * 2, in_blocks(1) + in_blocks(7), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
@@ -35,11 +37,11 @@ def test_scores_are_those_of_a_session_vector_per_item(score):
     """Click by click, one softmax per session and item."""
     built, data = model(score=score), batch()
     vectors = built.item_vectors()
-    reading = built.backbone(vectors, data)
+    reading = read(built, data)
     h, z = np.asarray(reading.memory.h[data.click_node]), np.asarray(reading.z)
     if score == "cosine":
         h, z = (6 * x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (h, z))
-    found, items = built(data), np.asarray(vectors[1:])
+    found, items = scores(built, data), np.asarray(vectors[1:])
     for row in range(12):
         own = h[np.asarray(data.click_session) == row]
         weights = np.exp(np.asarray(built.backbone.w_target(own)) @ items.T)
@@ -48,7 +50,7 @@ def test_scores_are_those_of_a_session_vector_per_item(score):
 
 
 def test_released_padding_counts_only_where_there_is_some():
-    plain, as_long, longer = (model(released_padding=n)(batch()) for n in (None, LENGTH, LENGTH + 9))
+    plain, as_long, longer = (scores(model(released_padding=n), batch()) for n in (None, LENGTH, LENGTH + 9))
     longest = SESSIONS.lengths == LENGTH
     assert 0 < longest.sum() < 12
     np.testing.assert_allclose(as_long[longest], plain[longest], atol=1e-6)
