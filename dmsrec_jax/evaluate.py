@@ -23,6 +23,7 @@ from dmsrec_jax.results import (
     print_results,
     read_ranks,
     read_results,
+    run_names,
     write_ranks,
     write_results,
 )
@@ -55,7 +56,8 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> None:
         check_replaceable(config.out, marker="results.json", overwrite=config.overwrite)
     about = _about(config.run)
     judged = _judge(config.run, about, SessionDataset.load(config.dataset or Path(about["dataset"]["path"])), config)
-    dataset, name = judged.dataset, config.run.resolve().name
+    dataset = judged.dataset
+    name, *of_other = run_names([config.run] if config.compare is None else [config.run, config.compare])
     if config.compare is not None:
         other = _about(config.compare)
         difference = judged.values - percent(_ranks(config.compare, dataset_of(config.compare, other, dataset)))
@@ -67,7 +69,7 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> None:
         return
     print_results({name: about}, console)
     if config.compare is not None:
-        title = f"{label(name, about)} − {label(config.compare.resolve().name, other)}"
+        title = f"{label(name, about)} − {label(of_other[0], other)}"
         print_differences(title, about["differences"][str(config.compare)], console)
 
 
@@ -87,9 +89,7 @@ def _fuse(config: EvaluateConfig, first: _Judged, console: Console | None) -> No
 
     runs = [first, *(_judge(path, _about(path), first.dataset, config) for path in config.fuse)]
     sources = [(run.path, run.dataset) for run in runs]
-    names = [run.path.resolve().name for run in runs]
-    if len(set(names)) < len(names):
-        names = [str(run.path) for run in runs]
+    names = run_names([run.path for run in runs])
     setting: dict[str, Any]
     if config.fuse_by == "scores":
         ranks, weights = pooled_test_ranks(sources, console)

@@ -15,7 +15,7 @@ from dmsrec_jax.errors import InputError
 from dmsrec_jax.files import read_json
 from dmsrec_jax.metrics import VIEWS, hit_rate
 from dmsrec_jax.recipe import hyper
-from dmsrec_jax.results import dataset_of, label, read_ranks, read_results
+from dmsrec_jax.results import dataset_of, label, read_ranks, read_results, run_names
 
 GROUPS = 6
 """Most groups that sessions are put into by their length, or by their target's popularity."""
@@ -28,7 +28,7 @@ class JudgedRun(NamedTuple):
     """A run folder, read."""
 
     name: str
-    """The folder's name, or its path where several folders have that name."""
+    """See `run_names`."""
     path: Path
     dataset: SessionDataset
     """The report's, or its own one with the same test set."""
@@ -100,17 +100,15 @@ def read_runs(config: ReportConfig) -> tuple[SessionDataset, list[JudgedRun]]:
     """
     if not config.runs:
         raise InputError("RUNS: at least one run folder is due")
-    names = [run.resolve().name for run in config.runs]
     dataset, runs = None, []
-    for path, name in zip(config.runs, names, strict=True):
+    for path, name in zip(config.runs, run_names(config.runs), strict=True):
         results = read_results(path)
         if dataset is None:
             dataset = SessionDataset.load(config.dataset or Path(results["dataset"]["path"]))
         own = dataset_of(path, results, dataset)
         settings = read_yaml(path / "config.yaml") if (path / "config.yaml").is_file() else {}
-        unique = name if names.count(name) == 1 else str(path)
         history = _history(path / "metrics.jsonl")
-        runs.append(JudgedRun(unique, path, own, results, settings, history, read_ranks(path, len(dataset.test))))
+        runs.append(JudgedRun(name, path, own, results, settings, history, read_ranks(path, len(dataset.test))))
     assert dataset is not None
     return dataset, runs
 

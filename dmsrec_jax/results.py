@@ -8,7 +8,8 @@ results.json  {"test": {"raw": {"hr@5": …}, "exclude_seen": {…}},   percent
 ranks.npy     int32 [n_test, 2]: see `metrics`
 """
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,17 @@ def print_results(runs: Mapping[str, Mapping[str, Any]], console: Console | None
     if any(results.get("protocol") == "paper" for results in runs.values()):
         caption += " †: paper protocol, the best epoch of each metric was SELECTED ON THE TEST SET."
     _print_table("", {label(name, results): _cell(results) for name, results in runs.items()}, caption, console)
+
+
+def run_names(runs: Sequence[Path]) -> list[str]:
+    """What runs are called in print: by their folder, a sweep's by its setting too, by their path where two agree."""
+
+    def name(run: Path) -> str:
+        parts = run.resolve().parts
+        return "/".join(parts[-2:]) if re.fullmatch(r"seed-\d+", parts[-1]) else parts[-1]
+
+    names = [name(run) for run in runs]
+    return [str(run) if names.count(name) > 1 else name for run, name in zip(runs, names, strict=True)]
 
 
 def label(name: str, results: Mapping[str, Any]) -> str:

@@ -1,5 +1,6 @@
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from dmsrec_jax.data.write import write_dataset
 from dmsrec_jax.evaluate import evaluate
 from dmsrec_jax.files import write_json
 from dmsrec_jax.metrics import METRICS, VIEWS, summarise
-from dmsrec_jax.results import dataset_identity, read_results, write_ranks, write_results
+from dmsrec_jax.results import dataset_identity, read_results, run_names, write_ranks, write_results
 
 
 @pytest.fixture(scope="module")
@@ -191,3 +192,9 @@ def test_another_dataset_is_refused(make_run, demo, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run(evaluate, EvaluateConfig, ["--run", str(path), "--bootstrap", "1"], prog="evaluate")
     assert "--bootstrap" in capsys.readouterr().err
+
+
+def test_runs_are_called_by_what_tells_them_apart():
+    runs = [Path(path) for path in ("runs/plain", "sweep/weak/seed-0", "sweep/strong/seed-0", "one/fused", "two/fused")]
+    assert run_names(runs) == ["plain", "weak/seed-0", "strong/seed-0", "one/fused", "two/fused"]
+    assert run_names(runs[3:4]) == ["fused"]
