@@ -31,9 +31,9 @@ def test_rows_that_do_not_count_change_nothing(align):
     for filler in (0.0, 1e4):
         wide = [jnp.full((9, D), filler).at[rows].set(x) for x in (structural, semantic)]
         value, wide_gradients = value_and_gradients(align, *wide, np.isin(np.arange(9), rows))
-        assert float(value) == pytest.approx(float(due), abs=1e-6)
+        assert float(value) == pytest.approx(float(due), abs=1e-5)
         for ours, narrow in zip(wide_gradients, gradients, strict=True):
-            np.testing.assert_allclose(ours[rows], narrow, atol=1e-6)
+            np.testing.assert_allclose(ours[rows], narrow, atol=1e-6, rtol=1e-5)
             np.testing.assert_array_equal(np.delete(ours, rows, axis=0), 0)
 
 

@@ -65,7 +65,7 @@ def test_a_session_scores_the_same_in_any_company(built):
     together = scores(built, batch([0, 1, 2, 3]))
     for row in range(4):
         alone = scores(built, batch([4, row, 4, 4], nodes=32, edges=16, clicks=48))
-        np.testing.assert_allclose(alone[1], together[row], atol=1e-6)
+        np.testing.assert_allclose(alone[1], together[row], atol=1e-5)
 
 
 def test_scores_have_one_column_per_item_and_none_for_padding(built):
@@ -78,7 +78,7 @@ def test_scores_have_one_column_per_item_and_none_for_padding(built):
 def test_padding_and_empty_places_change_neither_loss_nor_gradients(built):
     value, gradients = loss_and_gradients(built, batch([0, 1, 2, 4]))
     wide_value, wide_gradients = loss_and_gradients(built, batch([4, 2, 0, 1], nodes=64, edges=80, clicks=96))
-    assert value == pytest.approx(float(wide_value), abs=1e-6)
+    assert value == pytest.approx(float(wide_value), abs=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), gradients, wide_gradients)
     assert all(bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(gradients))
 

@@ -139,8 +139,8 @@ def test_extra_padding_changes_neither_loss_nor_gradients(tiny, graphs, model):
     loss, gradients = loss_and_gradients(model, packed(graphs, sessions))
     filled = np.append(sessions, np.full(5, len(tiny.train)))
     other_loss, other = loss_and_gradients(model, packed(graphs, filled, extra=123))
-    assert float(other_loss) == pytest.approx(float(loss), abs=1e-6)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-5), gradients, other)
+    assert float(other_loss) == pytest.approx(float(loss), abs=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-4), gradients, other)
 
 
 def test_gradients_are_finite_even_for_an_empty_batch(tiny, graphs, model):

@@ -136,7 +136,7 @@ def test_devices_compare_the_whole_batch():
     value, gradients = jax.jit(jax.vmap(part, axis_name="data"))(jnp.arange(N).reshape(2, -1))
     _, one, of_one = loss(built, batch(np.arange(N)), HYPER, key)
     np.testing.assert_allclose(value, one, rtol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[0], b, atol=1e-6), gradients, of_one)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[0], b, atol=1e-6, rtol=1e-5), gradients, of_one)
 
 
 def test_without_sessions_it_is_nothing():
