@@ -10,17 +10,16 @@ generalization). Finished folds are kept beside the result, so that a killed com
 
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from flax import nnx
 from rich.console import Console
 
 from dmsrec_jax.cli import from_mapping, read_yaml
 from dmsrec_jax.config import TrainConfig
-from dmsrec_jax.data import Sessions, Split
 from dmsrec_jax.data.splits import chain_folds, hold_out
 from dmsrec_jax.epochs import EpochProgram
 from dmsrec_jax.errors import InputError
@@ -77,57 +76,72 @@ def cross_fitted(run: Run, plan: Plan, kept: Path, console: Console, *, overwrit
     Raises:
       InputError: ``kept`` holds other folds, there are too few chains, or training diverges.
     """
-    dataset = run.dataset
-    fold = chain_folds(dataset.train, plan.folds, plan.config.seed)
+    fold = chain_folds(run.dataset.train, plan.folds, plan.config.seed)
     _open(kept, _identity(run, plan), overwrite)
     found = np.zeros((len(fold), plan.k), np.int32)
-    for number in range(plan.folds):
+    folds = Folds(run, plan, [np.flatnonzero(fold == number) for number in range(plan.folds)], console)
+    for number, mine in enumerate(folds.held):
         path = kept / f"fold-{number}.npy"
-        mine = fold == number
         if not path.is_file():
             started = time.perf_counter()
-            rows, held, sessions = hold_out(dataset, mine)
-            console.print(f"fold {number + 1}/{plan.folds}: {len(held):,} sessions held out")
-            program, params = fit(run, plan, rows, sessions, number, console)
-            scorer = Scorer(program, held, run.settings.n_positions, None, plan.config.device_data_mb)
-            top = scorer.top(params, plan.k, exclude_seen=plan.exclude_seen, progress=lambda _: None)
-            write_npy(path, top)
-            console.print(f"  {plan.epochs} epochs on {len(rows):,}, {time.perf_counter() - started:.0f} s")
-        found[mine] = _read(path, int(mine.sum()), plan.k)
+            console.print(f"fold {number + 1}/{plan.folds}: {len(mine):,} sessions held out")
+            write_npy(path, folds.top(number))
+            seconds = time.perf_counter() - started
+            console.print(f"  {plan.epochs} epochs on {len(fold) - len(mine):,}, {seconds:.0f} s")
+        found[mine] = _read(path, len(mine), plan.k)
     return found
 
 
-def fit(
-    run: Run, plan: Plan, rows: Split, sessions: Sessions, number: int, console: Console
-) -> tuple[ModelProgram, nnx.State]:
-    """Trains the run's model anew, for a fixed number of epochs.
+class Folds:
+    """The run's model, trained anew without each fold: all folds by the programs that the first one compiles."""
 
-    Args:
-      run: its settings and, where it has them, its encoded titles.
-      plan: of this run.
-      rows: what to train on.
-      sessions: whole sessions of the same chains, for the global graph.
-      number: the fold's, part of its seed.
-      console: where progress is shown.
+    def __init__(self, run: Run, plan: Plan, held: Sequence[np.ndarray], console: Console) -> None:
+        """Compiles nothing yet.
 
-    Raises:
-      InputError: the loss is not finite.
-    """
-    config, settings = plan.config, run.settings
-    key = jax.random.fold_in(jax.random.key(config.seed), number)
-    init_key, dropout_key, order_key = jax.random.split(key, 3)
-    graph = item_graph(config, run.dataset, sessions)
-    program, params = new_model(settings, graph, init_key, run.item_text)
-    devices = Devices(1, config.batch_size)
-    epochs = EpochProgram(
-        rows, config.batch_size, program, devices, order_key, console, device_data_mb=config.device_data_mb
-    )
-    state = devices.put(initial_state(params, hyper(config), dropout_key))
-    for epoch in range(plan.epochs):
-        state, loss = epochs.run(state, epoch)
-        if not math.isfinite(loss):
-            raise InputError(f"--cross-fit: fold {number + 1}, epoch {epoch + 1}: the loss is {loss}")
-    return program, devices.get(state).params
+        Args:
+          run: its settings and, where it has them, its encoded titles.
+          plan: of this run.
+          held: training rows that each fold's model must not see, whole chains together.
+          console: where progress is shown.
+        """
+        self.held = held
+        self._run, self._plan, self._console = run, plan, console
+        self._devices = Devices(1, plan.config.batch_size)
+        self._programs: tuple[EpochProgram, Scorer] | None = None
+
+    def top(self, number: int) -> np.ndarray:
+        """The best k items of a fold's sessions, int32 [rows, k], by a model that saw all others.
+
+        Raises:
+          InputError: the loss is not finite.
+        """
+        config, plan = self._plan.config, self._plan
+        key = jax.random.fold_in(jax.random.key(config.seed), number)
+        init_key, dropout_key, order_key = jax.random.split(key, 3)
+        graph = item_graph(config, self._run.dataset, hold_out(self._run.dataset, self.held[number]))
+        program, params = new_model(self._run.settings, graph, init_key, self._run.item_text)
+        epochs, scorer = self._programs = self._programs or self._compile(program, order_key)
+        epochs.take_up(number, program.constants, order_key)
+        state = self._devices.put(initial_state(params, hyper(config), dropout_key))
+        for epoch in range(plan.epochs):
+            state, loss = epochs.run(state, epoch)
+            if not math.isfinite(loss):
+                raise InputError(f"--cross-fit: fold {number + 1}, epoch {epoch + 1}: the loss is {loss}")
+        return scorer.top(
+            self._devices.get(state).params,
+            plan.k,
+            exclude_seen=plan.exclude_seen,
+            progress=lambda _: None,
+            constants=program.constants,
+            part=number,
+        )
+
+    def _compile(self, program: ModelProgram, key: jax.Array) -> tuple[EpochProgram, Scorer]:
+        config, rows, held = self._plan.config, self._run.dataset.train, self.held
+        left = [np.setdiff1d(np.arange(len(rows)), mine) for mine in held]
+        where, console, limit = self._devices, self._console, config.device_data_mb
+        epochs = EpochProgram(rows, config.batch_size, program, where, key, console, None, limit, left)
+        return epochs, Scorer(program, rows, self._run.settings.n_positions, None, limit, held)
 
 
 def _identity(run: Run, plan: Plan) -> dict[str, Any]:

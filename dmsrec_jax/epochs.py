@@ -8,13 +8,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dmsrec_jax.config import DEVICE_DATA_MB
 from dmsrec_jax.data import Split
 from dmsrec_jax.feed import GraphFeed
-from dmsrec_jax.graphs import IntentRows, SessionGraphs, batch_budget, build_graphs, stratified_order
+from dmsrec_jax.graphs import IntentRows, batch_budget, build_graphs, stratified_order
 from dmsrec_jax.parallel import Devices
 from dmsrec_jax.steps import ModelProgram, TrainState, train_steps
 
@@ -29,10 +30,9 @@ def epoch_steps(n: int, batch_size: int) -> tuple[int, int]:
     return -(-batches // reports) * reports, reports
 
 
-def order_program(graphs: SessionGraphs, batch_size: int, steps: int) -> Callable[[jax.Array], jax.Array]:
-    """From an epoch's key to its sessions, int32 [steps, batch_size]: `stratified_order`, compiled."""
-    lengths = np.diff(graphs.click_offsets)[:-1]
-    return jax.jit(partial(stratified_order, lengths=lengths, sessions=batch_size, steps=steps))
+def order_program(batch_size: int, steps: int) -> Callable[..., jax.Array]:
+    """From an epoch's key and ``lengths`` to its sessions, int32 [steps, batch_size]: `stratified_order`, compiled."""
+    return jax.jit(partial(stratified_order, sessions=batch_size, steps=steps))
 
 
 class EpochProgram:
@@ -48,6 +48,7 @@ class EpochProgram:
         console: Console,
         intents: IntentRows | None = None,
         device_data_mb: float = DEVICE_DATA_MB,
+        parts: Sequence[np.ndarray] | None = None,
     ) -> None:
         """Builds the graphs and moves them to the devices, or has them streamed.
 
@@ -60,20 +61,31 @@ class EpochProgram:
           console: where progress is shown.
           intents: of the same sessions.
           device_data_mb: see `GraphFeed`; without effect on the results.
+          parts: rows to train on, the first until `take_up` names another; all rows if left out.
         """
         graphs = build_graphs(rows, intents=intents)
-        self.steps, reports = epoch_steps(len(rows), batch_size)
-        self._devices, self._key, self._n, self._console = devices, key, len(rows), console
-        budget = batch_budget(graphs, batch_size, self.steps, devices.count)
+        self._parts = [np.arange(len(rows))] if parts is None else parts
+        self.steps, reports = epoch_steps(max(map(len, self._parts)), batch_size)
+        self._devices, self._n, self._console, self._lengths = devices, len(rows), console, graphs.lengths
+        budget = batch_budget(graphs, batch_size, self.steps, devices.count, self._parts)
         self._program = devices.compile_training(train_steps, graphdef=program.graphdef, budget=budget)
-        self._constants = devices.put(program.constants)
         self._feed = GraphFeed(graphs, budget, devices, device_data_mb)
         self._chunks = self._feed.chunk_count(self.steps, reports)
-        self._order = order_program(graphs, batch_size, self.steps)
+        self._order = order_program(batch_size, self.steps)
+        self.take_up(0, program.constants, key)
+
+    def take_up(self, part: int, constants: nnx.State, key: jax.Array) -> None:
+        """Goes on with another part of the rows: another model of the same program, and orders of its own."""
+        rows = self._parts[part]
+        # Orders of all parts have one shape: what a part lacks are more empty sessions, which come before all others.
+        lacking = max(map(len, self._parts)) - len(rows)
+        self._rows = np.append(rows, np.full(lacking + 1, self._n)).astype(np.int32)
+        self._of_rows = np.append(self._lengths[rows], np.zeros(lacking, np.int32))
+        self._total, self._constants, self._key = len(rows), self._devices.put(constants), key
 
     def orders(self, epoch: int) -> list[np.ndarray]:
         """This epoch's sessions: one int32 [steps, B] (or [devices, steps, B / devices]) per chunk."""
-        order = np.asarray(self._order(jax.random.fold_in(self._key, epoch)))
+        order = self._rows[np.asarray(self._order(jax.random.fold_in(self._key, epoch), self._of_rows))]
         return [self._devices.shares(part) for part in np.split(order, self._chunks)]
 
     def compile(self, state: TrainState) -> float:
@@ -87,7 +99,7 @@ class EpochProgram:
         """Trains one epoch; returns the new state and the mean loss over steps."""
         losses: list[float] = []
         with progress_bar(self._console) as bar:
-            task = bar.add_task(f"epoch {epoch + 1}", total=self._n, rate="", loss="")
+            task = bar.add_task(f"epoch {epoch + 1}", total=self._total, rate="", loss="")
             started, done = time.perf_counter(), 0
             parts = self.orders(epoch)
             for part, (graphs, order) in zip(parts, self._feed.chunks(parts), strict=True):

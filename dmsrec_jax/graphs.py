@@ -6,6 +6,7 @@ click transitions. What a batch leaves of its budget belongs to one dummy graph,
 those `jraph.segment_softmax` gives NaN gradients).
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -72,6 +73,11 @@ class SessionGraphs(NamedTuple):
     @property
     def n_sessions(self) -> int:
         return len(self.targets) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Clicks of each session, int32 [n]; of graphs on the host."""
+        return np.diff(self.click_offsets)[:-1]
 
 
 class Budget(NamedTuple):
@@ -180,13 +186,31 @@ def build_graphs(
     )
 
 
-def batch_budget(graphs: SessionGraphs, sessions: int, steps: int, devices: int = 1) -> Budget:
+def batch_budget(
+    graphs: SessionGraphs,
+    sessions: int,
+    steps: int,
+    devices: int = 1,
+    parts: Sequence[np.ndarray | slice] = (slice(None),),
+) -> Budget:
     """The smallest budget that no batch of `stratified_order` can exceed, per device.
 
     Each batch draws one session from each of ``sessions`` strata of ``steps`` sessions with neighbouring lengths, so
     the sum of the strata's maxima bounds it, and exceeds the mean by at most the longest session.
+
+    Args:
+      graphs: of all sessions.
+      sessions: B, over all devices.
+      steps: batches of an epoch.
+      devices: that share a batch.
+      parts: rows of the sessions that batches are drawn from, each part for itself.
     """
-    lengths = np.diff(graphs.click_offsets)[:-1]
+    budgets = [_part_budget(graphs, sessions, steps, devices, part) for part in parts]
+    return Budget(*map(max, zip(*budgets, strict=True)))
+
+
+def _part_budget(graphs: SessionGraphs, sessions: int, steps: int, devices: int, rows: np.ndarray | slice) -> Budget:
+    lengths = graphs.lengths[rows]
     by_length = np.argsort(lengths, kind="stable")
     # Sessions of equal length change places between epochs: each stratum may hold any of its lengths.
     last_alike = np.searchsorted(lengths[by_length], lengths[by_length], side="right") - 1
@@ -197,9 +221,9 @@ def batch_budget(graphs: SessionGraphs, sessions: int, steps: int, devices: int 
         return int(strata.reshape(-1, devices).sum(0).max())
 
     nodes, edges, clicks = (
-        largest(np.diff(o)[:-1]) for o in (graphs.node_offsets, graphs.edge_offsets, graphs.click_offsets)
+        largest(np.diff(o)[:-1][rows]) for o in (graphs.node_offsets, graphs.edge_offsets, graphs.click_offsets)
     )
-    intents = 0 if graphs.intents is None else largest(np.diff(graphs.intents.offsets[::2])[:-1])
+    intents = 0 if graphs.intents is None else largest(np.diff(graphs.intents.offsets[::2])[:-1][rows])
     fixed = sessions // devices, _round_up(nodes + 1), _round_up(max(edges, 1)), _round_up(clicks)
     return Budget(*fixed, _round_up(intents))
 
@@ -246,12 +270,22 @@ def stratified_order(key: jax.Array, lengths: Int[Any, "n"], sessions: int, step
     return jax.random.permutation(batch_key, strata, axis=1, independent=True).T
 
 
-def fixed_order(graphs: SessionGraphs, sessions: int) -> np.ndarray:
-    """The same strata without chance, for evaluation: int32 [steps, B] with each session once, n where empty."""
+def fixed_order(
+    graphs: SessionGraphs, sessions: int, rows: np.ndarray | None = None, steps: int | None = None
+) -> np.ndarray:
+    """The same strata without chance, for evaluation: int32 [steps, B] with each session once, n where empty.
+
+    Args:
+      graphs: of n sessions.
+      sessions: B.
+      rows: these sessions; all if left out.
+      steps: as many as are needed, or more.
+    """
     n = graphs.n_sessions
-    steps = -(-n // sessions)
-    by_length = np.argsort(np.diff(graphs.click_offsets)[:-1], kind="stable")
-    return np.append(np.full(sessions * steps - n, n), by_length).reshape(sessions, steps).T.astype(np.int32)
+    rows = np.arange(n) if rows is None else rows
+    steps = -(-len(rows) // sessions) if steps is None else steps
+    by_length = rows[np.argsort(graphs.lengths[rows], kind="stable")]
+    return np.append(np.full(sessions * steps - len(rows), n), by_length).reshape(sessions, steps).T.astype(np.int32)
 
 
 def pack(graphs: SessionGraphs, sessions: Int[Array, "B"], budget: Budget) -> SessionBatch:

@@ -64,7 +64,7 @@ class MemberProgram:
         graphs = build_graphs(rows, intents=intents)
         self.steps, self._reports = epoch_steps(len(rows), batch_size)
         budget = batch_budget(graphs, batch_size, self.steps)
-        self._order = order_program(graphs, batch_size, self.steps)
+        self._order = partial(order_program(batch_size, self.steps), lengths=graphs.lengths)
         self._devices, self._n, self._console = devices, len(rows), console
         self._graphs = devices.put(graphs)
         self._shared = devices.put(split_constants(program.constants)[1])

@@ -5,13 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dmsrec_jax import crossfit
+from dmsrec_jax import crossfit, epochs
 from dmsrec_jax.candidates import main
 from dmsrec_jax.cli import Terminated
 from dmsrec_jax.data import SessionDataset, Sessions
 from dmsrec_jax.data.samples import prefixes
 from dmsrec_jax.data.splits import chain_folds
 from dmsrec_jax.data.write import Prepared, write_dataset
+from dmsrec_jax.recipe import item_graph
+from dmsrec_jax.steps import train_steps
 from dmsrec_jax.train import main as train
 from tests.conftest import SMALL
 
@@ -51,22 +53,35 @@ def test_no_fold_saw_its_sessions(learnt: SessionDataset, tmp_path, backbone):
 
 
 def test_folds_are_trained_without_their_chains(tiny: SessionDataset, trained: Path, tmp_path, monkeypatch):
-    seen, inner = [], crossfit.fit
+    trained_on, known, traced = [], [], []
 
-    def spy(run, plan, rows, sessions, number, console):
-        seen.append((rows, sessions, number))
-        return inner(run, plan, rows, sessions, number, console)
+    class Spied(crossfit.EpochProgram):
+        def run(self, state, epoch):
+            trained_on.append(np.concatenate(self.orders(epoch)).ravel())
+            return super().run(state, epoch)
 
-    monkeypatch.setattr(crossfit, "fit", spy)
+    def steps(*args, **static):
+        traced.append(static["budget"])
+        return train_steps(*args, **static)
+
+    def spy(config, dataset, sessions):
+        known.append([sessions[i].tolist() for i in range(len(sessions))])
+        return item_graph(config, dataset, sessions)
+
+    monkeypatch.setattr(crossfit, "EpochProgram", Spied)
+    monkeypatch.setattr(crossfit, "item_graph", spy)
+    monkeypatch.setattr(epochs, "train_steps", steps)
     call("--run", trained, "--k", 5, "--out", tmp_path / "out", "--cross-fit", 3)
     fold = chain_folds(tiny.train, 3, 0)
-    assert [number for _, _, number in seen] == [0, 1, 2]
-    for rows, sessions, number in seen:
+    each = len(trained_on) // 3
+    assert len(traced) == 1, "one program for all folds"
+    for number in range(3):
+        for rows in trained_on[number * each : (number + 1) * each]:
+            assert sorted(rows[rows < len(fold)]) == np.flatnonzero(fold != number).tolist(), "each once, none held out"
+            assert (rows[rows >= len(fold)] == len(fold)).all(), "and the empty session"
         held = set(tiny.train.chains[fold == number].tolist())
-        assert not held & set(rows.chains.tolist())
-        assert len(rows) == (fold != number).sum()
         left = [tiny.sessions[i].tolist() for i in range(len(tiny.sessions)) if i not in held]
-        assert [sessions[i].tolist() for i in range(len(sessions))] == left, "nor does the global graph know them"
+        assert known[number] == left, "nor does the global graph know them"
 
 
 @pytest.fixture(scope="module")
@@ -89,16 +104,16 @@ def test_the_folder_says_how_it_was_made(trained: Path, whole: Path, tmp_path):
 
 
 def test_a_killed_command_goes_on_and_ends_the_same(trained: Path, whole: Path, tmp_path, monkeypatch, refused):
-    inner, fitted, out = crossfit.fit, [], tmp_path / "out"
+    inner, fitted, out = crossfit.Folds.top, [], tmp_path / "out"
 
-    def fit(*args):
+    def top(self, number):
         if len(fitted) == 2:
             raise Terminated
-        fitted.append(args[4])
-        return inner(*args)
+        fitted.append(number)
+        return inner(self, number)
 
     flags = ("--run", trained, "--k", 5, "--out", out, "--cross-fit", 3)
-    monkeypatch.setattr(crossfit, "fit", fit)
+    monkeypatch.setattr(crossfit.Folds, "top", top)
     with pytest.raises(SystemExit) as stop:
         call(*flags)
     assert stop.value.code == 143

@@ -132,6 +132,22 @@ def test_orders_hold_each_session_once_within_the_budget(n, sessions, devices):
     assert sorted(fixed[fixed < n].tolist()) == list(range(n))
 
 
+def test_a_budget_of_parts_is_enough_for_each():
+    data = random_sessions(60, seed=3, longest=20)
+    graphs = build_graphs(data)
+    parts = [np.arange(0, 60, 3), np.argsort(data.lengths)[:30], np.argsort(data.lengths)[30:]]
+    steps = 8
+    budget = batch_budget(graphs, 4, steps, parts=parts)
+    for rows in parts:
+        fixed = fixed_order(graphs, 4, rows, steps)
+        assert fixed.shape == (steps, 4)
+        assert sorted(fixed[fixed < 60].tolist()) == sorted(rows.tolist())
+        own = np.append(rows, 60)[np.asarray(stratified_order(jax.random.key(0), data.lengths[rows], 4, steps))]
+        for order in (fixed, own):
+            assert np.append(data.lengths, 0)[order].sum(1).max() <= budget.clicks
+    assert budget.clicks > batch_budget(graphs, 4, steps, parts=parts[1:2]).clicks
+
+
 def test_any_session_can_meet_any_other_of_its_length():
     order = [np.asarray(stratified_order(jax.random.key(seed), np.full(8, 3), 2, 4)) for seed in range(200)]
     partners = {frozenset(row) for batch in order for row in batch.tolist()}

@@ -3,7 +3,7 @@
 import numpy as np
 
 from dmsrec_jax.data.dataset import SessionDataset, Sessions, Split
-from dmsrec_jax.data.samples import ragged, take
+from dmsrec_jax.data.samples import take
 from dmsrec_jax.errors import InputError
 
 
@@ -51,21 +51,7 @@ def chain_folds(split: Split, folds: int, seed: int) -> np.ndarray:
     return (np.random.default_rng(seed).permutation(n) % folds)[chain]
 
 
-def hold_out(dataset: SessionDataset, held: np.ndarray) -> tuple[Split, Split, Sessions]:
-    """Takes training rows, and the sessions they are prefixes of, out of training.
-
-    Args:
-      dataset: whose training rows.
-      held: bool [rows], with whole chains alike.
-
-    Returns:
-      The rows left, the rows held out, and the whole sessions without those held out.
-    """
-    train, sessions = dataset.train, dataset.sessions
-    left = np.setdiff1d(np.arange(len(sessions)), train.chains[held])
-    return _rows(train, np.flatnonzero(~held)), _rows(train, np.flatnonzero(held)), take(sessions, left)
-
-
-def _rows(split: Split, rows: np.ndarray) -> Split:
-    clicks = ragged(split.items, split.offsets[rows], split.lengths[rows])
-    return Split(*clicks, np.asarray(split.targets[rows]), np.asarray(split.chains[rows]))
+def hold_out(dataset: SessionDataset, held: np.ndarray) -> Sessions:
+    """The whole training sessions but for those that the held training rows, int [rows], are prefixes of."""
+    left = np.setdiff1d(np.arange(len(dataset.sessions)), dataset.train.chains[held])
+    return take(dataset.sessions, left)
