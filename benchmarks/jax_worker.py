@@ -42,7 +42,7 @@ class JaxWorker:
         steps = self.chunks * -(-batches // self.chunks)
         budget = batch_budget(graphs, task.batch, steps, self.devices.count)
         self.graphs = self.devices.put(graphs)
-        lengths = jnp.asarray(np.diff(graphs.click_offsets)[:-1])
+        lengths = jnp.asarray(graphs.lengths)
         self.order = jax.jit(partial(stratified_order, lengths=lengths, sessions=task.batch, steps=steps))
         self.train_steps = self.devices.compile_training(train_steps, graphdef=self.program.graphdef, budget=budget)
         self.parts = endless(self.epoch)
