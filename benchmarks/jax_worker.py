@@ -10,7 +10,8 @@ import numpy as np
 from benchmarks.worker import Measured, Task, endless, run_for
 from dmsrec_jax.config import TrainConfig
 from dmsrec_jax.data import SessionDataset
-from dmsrec_jax.graphs import batch_budget, build_graphs, stratified_order
+from dmsrec_jax.epochs import order_program
+from dmsrec_jax.graphs import batch_budget, build_graphs
 from dmsrec_jax.metrics import summarise
 from dmsrec_jax.parallel import Devices
 from dmsrec_jax.recipe import Inputs, hyper, item_graph, model_settings, run_keys
@@ -42,8 +43,7 @@ class JaxWorker:
         steps = self.chunks * -(-batches // self.chunks)
         budget = batch_budget(graphs, task.batch, steps, self.devices.count)
         self.graphs = self.devices.put(graphs)
-        lengths = jnp.asarray(graphs.lengths)
-        self.order = jax.jit(partial(stratified_order, lengths=lengths, sessions=task.batch, steps=steps))
+        self.order = partial(order_program(task.batch, steps), lengths=graphs.lengths)
         self.train_steps = self.devices.compile_training(train_steps, graphdef=self.program.graphdef, budget=budget)
         self.parts = endless(self.epoch)
         self.epochs = 0

@@ -32,6 +32,12 @@ def scores(built: SessionModel, data: SessionBatch, *dropout: Any) -> jax.Array:
     return built(data, *dropout)
 
 
+@nnx.jit
+def read(built: SessionModel, data: SessionBatch) -> Any:
+    """What the backbone reads of the sessions, compiled likewise."""
+    return built.backbone(built.item_vectors(), data)
+
+
 def batch(rows: Sequence[int] | np.ndarray = range(N), sessions: Sessions = SESSIONS) -> SessionBatch:
     """These sessions packed; row N is empty."""
     graphs = build_graphs(sessions)

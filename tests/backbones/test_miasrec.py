@@ -10,7 +10,7 @@ from flax import nnx
 
 from dmsrec_jax.backbones.miasrec import OF_MAX, Votes, attend, entmax, packed_tokens, segment_best
 from dmsrec_jax.graphs import pack
-from tests.backbones.small import LENGTH, SESSIONS, N, batch, build
+from tests.backbones.small import LENGTH, SESSIONS, N, batch, build, read
 from tests.conftest import N_ITEMS
 from tests.parity import golden
 
@@ -85,7 +85,7 @@ def test_the_best_row_has_the_gradient():
 def test_any_number_of_items_at_once_gives_the_same(released_padding):
     built, data = model(released_padding=released_padding), batch()
     vectors = built.item_vectors()
-    reading = nnx.jit(lambda built: built.backbone(vectors, data))(built)
+    reading = read(built, data)
 
     def scores(items_at_once: int):
         def loss(vectors):
@@ -118,7 +118,7 @@ def test_the_original_with_the_same_entmax():
     file = golden.load(path, released_padding=None)
     built = nnx.merge(file.graphdef, *file.weights, file.constants)
     data = pack(file.graphs, jnp.arange(file.graphs.n_sessions), file.budget)
-    reading = nnx.jit(lambda built: built.backbone(built.item_vectors(), data))(built)
+    reading = read(built, data)
     votes: Votes = reading.memory
     z, items = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in map(np.asarray, (reading.z, built.items[...])))
     compared = 0

@@ -6,13 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
-from tests.backbones.small import LENGTH, SESSIONS, batch, build, scores
+from tests.backbones.small import LENGTH, SESSIONS, batch, build, read, scores
 from tests.conftest import N_ITEMS
 
 model = partial(build, "tagnn")
-read = nnx.jit(lambda built, data: built.backbone(built.item_vectors(), data))
 
 
 @pytest.mark.parametrize("released_padding", [None, 20])
