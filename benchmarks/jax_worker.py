@@ -11,8 +11,9 @@ from benchmarks.worker import Measured, Task, endless, run_for
 from dmsrec_jax.config import TrainConfig
 from dmsrec_jax.data import SessionDataset
 from dmsrec_jax.epochs import order_program
-from dmsrec_jax.graphs import batch_budget, build_graphs
+from dmsrec_jax.graphs import build_graphs
 from dmsrec_jax.metrics import summarise
+from dmsrec_jax.orders import batch_budget
 from dmsrec_jax.parallel import Devices
 from dmsrec_jax.recipe import Inputs, hyper, item_graph, model_settings, run_keys
 from dmsrec_jax.runs import new_model

@@ -26,10 +26,11 @@ from dmsrec_jax.data import SessionDataset, Sessions, Split
 from dmsrec_jax.data.samples import take
 from dmsrec_jax.data.splits import validation_split
 from dmsrec_jax.errors import InputError
-from dmsrec_jax.graphs import build_graphs, fixed_order
+from dmsrec_jax.graphs import build_graphs
 from dmsrec_jax.intents import intent_rows
 from dmsrec_jax.metrics import rank_targets, summarise
 from dmsrec_jax.neighbor_methods import METHODS
+from dmsrec_jax.orders import fixed_order
 from dmsrec_jax.runs import Run, load_run
 from dmsrec_jax.scoring import BATCH, Scorer
 

@@ -15,7 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dmsrec_jax.config import DEVICE_DATA_MB
 from dmsrec_jax.data import Split
 from dmsrec_jax.feed import GraphFeed
-from dmsrec_jax.graphs import IntentRows, batch_budget, build_graphs, stratified_order
+from dmsrec_jax.graphs import IntentRows, build_graphs
+from dmsrec_jax.orders import batch_budget, stratified_order
 from dmsrec_jax.parallel import Devices
 from dmsrec_jax.steps import ModelProgram, TrainState, train_steps
 

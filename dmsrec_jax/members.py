@@ -17,8 +17,9 @@ from rich.console import Console
 
 from dmsrec_jax.data import Split
 from dmsrec_jax.epochs import epoch_steps, order_program, progress_bar
-from dmsrec_jax.graphs import Budget, IntentRows, SessionGraphs, batch_budget, build_graphs
+from dmsrec_jax.graphs import Budget, IntentRows, SessionGraphs, build_graphs
 from dmsrec_jax.layers import Fixed
+from dmsrec_jax.orders import batch_budget
 from dmsrec_jax.parallel import Devices
 from dmsrec_jax.steps import ModelProgram, TrainState, train_steps
 

@@ -11,7 +11,8 @@ from flax import nnx
 from dmsrec_jax.config import DEVICE_DATA_MB
 from dmsrec_jax.data.dataset import Sessions
 from dmsrec_jax.feed import GraphFeed
-from dmsrec_jax.graphs import IntentRows, SessionGraphs, batch_budget, build_graphs, fixed_order
+from dmsrec_jax.graphs import IntentRows, SessionGraphs, build_graphs
+from dmsrec_jax.orders import batch_budget, fixed_order
 from dmsrec_jax.parallel import Devices
 from dmsrec_jax.steps import ModelProgram, eval_logits, eval_ranks, eval_top
 

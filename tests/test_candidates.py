@@ -8,7 +8,8 @@ from flax import nnx
 
 from dmsrec_jax.candidates import main
 from dmsrec_jax.data import SessionDataset, Split
-from dmsrec_jax.graphs import batch_budget, build_graphs, pack
+from dmsrec_jax.graphs import build_graphs, pack
+from dmsrec_jax.orders import batch_budget
 from dmsrec_jax.runs import load_run
 from dmsrec_jax.scoring import Scorer
 from tests.conftest import write_tiny

@@ -11,7 +11,8 @@ import pytest
 
 from dmsrec_jax.data import SessionDataset
 from dmsrec_jax.feed import GraphFeed, take_sessions
-from dmsrec_jax.graphs import Budget, IntentRows, batch_budget, build_graphs, fixed_order, pack, pad_graphs
+from dmsrec_jax.graphs import Budget, IntentRows, build_graphs, pack, pad_graphs
+from dmsrec_jax.orders import batch_budget, fixed_order
 from dmsrec_jax.parallel import Devices
 from dmsrec_jax.runs import load_run
 from dmsrec_jax.scoring import Scorer

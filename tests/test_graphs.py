@@ -5,10 +5,10 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from dmsrec_jax.data import Sessions
-from dmsrec_jax.graphs import batch_budget, build_graphs, fixed_order, pack, pad_graphs, stratified_order
+from dmsrec_jax.graphs import build_graphs, pack, pad_graphs
+from dmsrec_jax.orders import batch_budget
 
 
 def random_sessions(n: int, seed: int, longest: int = 9, n_items: int = 6) -> Sessions:
@@ -103,55 +103,6 @@ def test_no_index_leaves_the_batch_and_padding_stays_with_the_dummy_graph():
     assert (batch.graph.senders[real_edges:] == dummy_node).all()
     assert (batch.graph.receivers[real_edges:] == dummy_node).all()
     assert (batch.graph.nodes[dummy_node:] == 0).all()
-
-
-@pytest.mark.parametrize(("n", "sessions", "devices"), [(1, 4, 1), (23, 4, 1), (24, 4, 2), (100, 8, 4), (100, 7, 1)])
-def test_orders_hold_each_session_once_within_the_budget(n, sessions, devices):
-    data = random_sessions(n, seed=n, longest=20)
-    graphs = build_graphs(data)
-    steps = -(-n // sessions) + 1
-    budget = batch_budget(graphs, sessions, steps, devices)
-    sizes = {
-        "nodes": np.append(np.diff(graphs.node_offsets)[:-1], 0),
-        "edges": np.append(np.diff(graphs.edge_offsets)[:-1], 0),
-        "clicks": np.append(np.diff(graphs.click_offsets)[:-1], 0),
-    }
-    seen = set()
-    for seed in range(5):
-        order = np.asarray(stratified_order(jax.random.key(seed), data.lengths, sessions, steps))
-        assert order.shape == (steps, sessions)
-        assert sorted(order[order < n].tolist()) == list(range(n))
-        assert (order[order >= n] == n).all()
-        for device in range(devices):
-            for name, size in sizes.items():
-                room = getattr(budget, name) - (name == "nodes")
-                assert size[order[:, device::devices]].sum(1).max() <= room, name
-        seen.add(order.tobytes())
-    assert n == 1 or len(seen) == 5
-    fixed = fixed_order(graphs, sessions)
-    assert sorted(fixed[fixed < n].tolist()) == list(range(n))
-
-
-def test_a_budget_of_parts_is_enough_for_each():
-    data = random_sessions(60, seed=3, longest=20)
-    graphs = build_graphs(data)
-    parts = [np.arange(0, 60, 3), np.argsort(data.lengths)[:30], np.argsort(data.lengths)[30:]]
-    steps = 8
-    budget = batch_budget(graphs, 4, steps, parts=parts)
-    for rows in parts:
-        fixed = fixed_order(graphs, 4, rows, steps)
-        assert fixed.shape == (steps, 4)
-        assert sorted(fixed[fixed < 60].tolist()) == sorted(rows.tolist())
-        own = np.append(rows, 60)[np.asarray(stratified_order(jax.random.key(0), data.lengths[rows], 4, steps))]
-        for order in (fixed, own):
-            assert np.append(data.lengths, 0)[order].sum(1).max() <= budget.clicks
-    assert budget.clicks > batch_budget(graphs, 4, steps, parts=parts[1:2]).clicks
-
-
-def test_any_session_can_meet_any_other_of_its_length():
-    order = [np.asarray(stratified_order(jax.random.key(seed), np.full(8, 3), 2, 4)) for seed in range(200)]
-    partners = {frozenset(row) for batch in order for row in batch.tolist()}
-    assert len(partners) == 8 * 7 // 2
 
 
 def test_padded_graphs_pack_alike():

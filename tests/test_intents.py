@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dmsrec_jax.graphs import batch_budget, build_graphs, fixed_order, pack
+from dmsrec_jax.graphs import build_graphs, pack
 from dmsrec_jax.intents import intent_rows
+from dmsrec_jax.orders import batch_budget, fixed_order
 from dmsrec_jax.semantics import mean_intents
 from tests.conftest import random_intents, random_sessions
 

@@ -8,9 +8,10 @@ from flax import nnx
 
 from dmsrec_jax.backbones import BACKBONES, reads
 from dmsrec_jax.data import Sessions
-from dmsrec_jax.graphs import batch_budget, build_graphs, pack
+from dmsrec_jax.graphs import build_graphs, pack
 from dmsrec_jax.item_graph import read_sessions
 from dmsrec_jax.model import COSINE_SCALE, Hyper, ModelSettings, cross_entropy
+from dmsrec_jax.orders import batch_budget
 from dmsrec_jax.runs import new_model
 from tests.backbones.small import scores
 

@@ -10,10 +10,11 @@ from flax import nnx
 
 from dmsrec_jax.alignment import ALIGNMENTS
 from dmsrec_jax.backbones import BACKBONES, reads
-from dmsrec_jax.graphs import Budget, batch_budget, build_graphs, pack, stratified_order
+from dmsrec_jax.graphs import Budget, build_graphs, pack
 from dmsrec_jax.intents import intent_rows
 from dmsrec_jax.item_graph import read_sessions
 from dmsrec_jax.model import Hyper, ModelSettings
+from dmsrec_jax.orders import batch_budget, stratified_order
 from dmsrec_jax.runs import new_model
 from dmsrec_jax.steps import initial_state, train_steps
 from tests.conftest import N_ITEMS, random_intents, random_sessions

@@ -9,10 +9,11 @@ from flax import nnx
 from dmsrec_jax.backbones import BACKBONES, reads
 from dmsrec_jax.data import SessionDataset
 from dmsrec_jax.data.samples import prefixes
-from dmsrec_jax.graphs import Budget, SessionBatch, batch_budget, build_graphs, fixed_order, pack, stratified_order
+from dmsrec_jax.graphs import Budget, SessionBatch, build_graphs, pack
 from dmsrec_jax.item_graph import read_sessions
 from dmsrec_jax.metrics import rank_targets
 from dmsrec_jax.model import Hyper, ModelSettings, cross_entropy
+from dmsrec_jax.orders import batch_budget, fixed_order, stratified_order
 from dmsrec_jax.runs import new_model
 from dmsrec_jax.steps import (
     apply_adam,

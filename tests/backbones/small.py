@@ -9,8 +9,9 @@ import numpy as np
 from flax import nnx
 
 from dmsrec_jax.data import Sessions
-from dmsrec_jax.graphs import SessionBatch, batch_budget, build_graphs, pack
+from dmsrec_jax.graphs import SessionBatch, build_graphs, pack
 from dmsrec_jax.model import ModelSettings, SessionModel
+from dmsrec_jax.orders import batch_budget
 from dmsrec_jax.runs import new_model
 from tests.conftest import N_ITEMS, random_sessions
 

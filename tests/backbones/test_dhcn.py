@@ -11,9 +11,10 @@ from flax import nnx
 from dmsrec_jax.backbones import dhcn
 from dmsrec_jax.backbones.dhcn import neighbourhood
 from dmsrec_jax.data import Sessions
-from dmsrec_jax.graphs import batch_budget, build_graphs, pack
+from dmsrec_jax.graphs import build_graphs, pack
 from dmsrec_jax.item_graph import build_members
 from dmsrec_jax.model import Hyper, ModelSettings
+from dmsrec_jax.orders import batch_budget
 from dmsrec_jax.runs import new_model
 from tests.backbones.small import SESSIONS, N, batch, build
 from tests.conftest import N_ITEMS, random_sessions

@@ -7,7 +7,8 @@ import pytest
 
 from dmsrec_jax.backbones.kgrams import first_alike, session_graph
 from dmsrec_jax.data import Sessions
-from dmsrec_jax.graphs import batch_budget, build_graphs, pack
+from dmsrec_jax.graphs import build_graphs, pack
+from dmsrec_jax.orders import batch_budget
 from tests.conftest import random_sessions
 
 ORDER = 3

@@ -13,11 +13,12 @@ from flax import nnx
 
 from dmsrec_jax.backbones import BACKBONES
 from dmsrec_jax.data import Sessions
-from dmsrec_jax.graphs import Budget, IntentRows, SessionGraphs, batch_budget, build_graphs
+from dmsrec_jax.graphs import Budget, IntentRows, SessionGraphs, build_graphs
 from dmsrec_jax.import_torch import assign, locate, torch_keys, torch_layout
 from dmsrec_jax.item_graph import ItemGraph, Members, build_members
 from dmsrec_jax.layers import Fixed
 from dmsrec_jax.model import ModelSettings, SessionModel
+from dmsrec_jax.orders import batch_budget
 
 FOLDER = Path(os.environ.get("DMSREC_GOLDEN_DIR", Path(__file__).parents[3] / "shared" / "golden"))
 
