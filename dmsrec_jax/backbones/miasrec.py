@@ -21,7 +21,6 @@ from dmsrec_jax.layers import (
     Settings,
     dropout,
     head_count,
-    in_blocks,
     session_mean,
     split_key,
     unit,
@@ -176,11 +175,9 @@ class MiaSRec(Backbone):
         n, session = len(reading.parts[0]), reading.session
         z, items = unit(z), unit(dropout(item_vectors, votes.rate, votes.key))
         means = segment_sum(votes.weights[:, None] * z, session, n + 1)[:-1]
-
-        def best(block: Float[Array, "block d"]) -> Float[Array, "B block"]:
-            return segment_best(jnp.where(votes.best[:, None], z @ block.T, LOW), session, n + 1)[:-1]
-
-        return SCALE * (OF_MAX * in_blocks(best, items, items_at_once) + (1.0 - OF_MAX) * means @ items.T)
+        owner = jnp.where(votes.best, session, n)
+        best = best_products(z, items, owner, n + 1, min(items_at_once, len(items)))[:-1]
+        return SCALE * (OF_MAX * best + (1.0 - OF_MAX) * means @ items.T)
 
 
 def packed_tokens(batch: SessionBatch) -> Tokens:
@@ -277,25 +274,51 @@ def entmax(logits: Float[Array, "rows"], owner: Int[Array, "rows"], n_owners: in
     return weights(x, newton(x, jax.lax.stop_gradient(tau)))  # a last step with gradients has those of the root
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def segment_best(
-    values: Float[Array, "rows columns"], owner: Int[Array, "rows"], n_owners: int
-) -> Float[Array, "owners columns"]:
-    """Maximum over an owner's rows. Its own gradient, which goes to the row that is largest: autodiff's is slow."""
-    return segment_max(values, owner, n_owners)
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def best_products(
+    rows: Float[Array, "rows d"], items: Float[Array, "items d"], owner: Int[Array, "rows"], n_owners: int, size: int
+) -> Float[Array, "owners items"]:
+    """The largest product of an owner's rows with each item, ``size`` items at once.
+
+    Its own gradient, which goes to the row that is largest: autodiff would keep all products, or compute them again.
+    """
+    best = jax.lax.map(lambda block: segment_max(rows @ block.T, owner, n_owners), _blocks(items, size))
+    return _joined(best, len(items))
 
 
-def _segment_best_forward(values, owner, n_owners):
-    best = segment_max(values, owner, n_owners)
-    return best, (values == best[owner], owner)
+def _best_products_forward(rows, items, owner, n_owners, size):
+    def one(block):
+        products = rows @ block.T
+        best = segment_max(products, owner, n_owners)
+        return best, products == best[owner]
+
+    best, largest = jax.lax.map(one, _blocks(items, size))
+    return _joined(best, len(items)), (rows, items, owner, largest)
 
 
-def _segment_best_backward(n_owners, saved, gradient):
-    largest, owner = saved
-    return jnp.where(largest, gradient[owner], 0.0), None
+def _best_products_backward(n_owners, size, saved, gradient):
+    rows, items, owner, largest = saved
+
+    def one(of_rows, block_with_gradient):
+        block, largest, gradient = block_with_gradient
+        of_products = jnp.where(largest, gradient[owner], 0.0)
+        return of_rows + of_products @ block, of_products.T @ rows
+
+    gradients = jnp.moveaxis(_blocks(gradient.T, size), 1, 2)
+    of_rows, of_items = jax.lax.scan(one, jnp.zeros_like(rows), (_blocks(items, size), largest, gradients))
+    return of_rows, of_items.reshape(-1, items.shape[1])[: len(items)], None
 
 
-segment_best.defvjp(_segment_best_forward, _segment_best_backward)
+best_products.defvjp(_best_products_forward, _best_products_backward)
+
+
+def _blocks(items: Float[Array, "items columns"], size: int) -> Float[Array, "blocks size columns"]:
+    return jnp.pad(items, ((0, -len(items) % size), (0, 0))).reshape(-1, size, items.shape[1])
+
+
+def _joined(blocks: Float[Array, "blocks owners size"], n_items: int) -> Float[Array, "owners items"]:
+    return jnp.moveaxis(blocks, 0, 1).reshape(blocks.shape[1], -1)[:, :n_items]
+
 
 _normal = jax.nn.initializers.normal(0.02)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dmsrec_jax.backbones.miasrec import OF_MAX, Votes, attend, entmax, packed_tokens, segment_best
+from dmsrec_jax.backbones.miasrec import OF_MAX, Votes, attend, best_products, entmax, packed_tokens
 from dmsrec_jax.graphs import pack
 from tests.backbones.small import LENGTH, SESSIONS, N, batch, build, read
 from tests.conftest import N_ITEMS
@@ -74,11 +74,15 @@ def test_entmax_and_its_gradient():
         np.testing.assert_allclose(gradient[own], expected, atol=2e-4)
 
 
-def test_the_best_row_has_the_gradient():
-    values, owner = jnp.array([[1.0, 5.0], [3.0, 2.0], [-1.0, 0.0]]), jnp.array([0, 0, 1])
-    best, back = jax.vjp(lambda x: segment_best(x, owner, 2), values)
-    assert best.tolist() == [[3.0, 5.0], [-1.0, 0.0]]
-    assert back(jnp.array([[1.0, 2.0], [3.0, 4.0]]))[0].tolist() == [[0.0, 2.0], [1.0, 0.0], [3.0, 4.0]]
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_the_best_row_has_the_gradient(size):
+    rows, owner = jnp.array([[1.0, 5.0], [3.0, 2.0], [-1.0, 0.0]]), jnp.array([0, 0, 1])
+    items = jnp.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    best, back = jax.vjp(lambda rows, items: best_products(rows, items, owner, 2, size), rows, items)
+    assert best.tolist() == [[3.0, 5.0, 6.0], [-1.0, 0.0, -1.0]]
+    of_rows, of_items = back(jnp.array([[1.0, 2.0, 10.0], [3.0, 4.0, 20.0]]))
+    assert of_rows.tolist() == [[10.0, 12.0], [1.0, 0.0], [23.0, 24.0]]
+    assert of_items.tolist() == [[0.0, 2.0], [-2.0, 10.0], [-10.0, 50.0]]
 
 
 @pytest.mark.parametrize("released_padding", [None, LENGTH])
