@@ -83,8 +83,8 @@ class Tokens(NamedTuple):
 class Votes(NamedTuple):
     """Which tokens speak for their session, and how items are dropped."""
 
-    best: Bool[Array, "tokens"]
-    """Whether the token may be the one that scores an item highest."""
+    owner: Int[Array, "tokens"]
+    """The session whose items the token may score highest; B where it does not matter."""
     weights: Float[Array, "tokens"]
     """In the session's mean; a session's sum to 1."""
     rate: Rate
@@ -147,7 +147,8 @@ class MiaSRec(Backbone):
             u = layer(u, tokens, len(self.positions[...]), rate, own)
         gate = jax.nn.sigmoid(self.highway(jnp.concatenate([x, u], axis=1)))
         z = gate * x + (1.0 - gate) * u  # eq. (R6)
-        votes = Votes(*self.select(z, tokens, batch), rate, keys[4])
+        matters, weights = self.select(z, tokens, batch)
+        votes = Votes(jnp.where(matters, tokens.session, batch.n_sessions), weights, rate, keys[4])
         return Reading(z, (z[tokens.means[: batch.n_sessions]],), tokens.session, votes)
 
     def select(
@@ -175,8 +176,7 @@ class MiaSRec(Backbone):
         n, session = len(reading.parts[0]), reading.session
         z, items = unit(z), unit(dropout(item_vectors, votes.rate, votes.key))
         means = segment_sum(votes.weights[:, None] * z, session, n + 1)[:-1]
-        owner = jnp.where(votes.best, session, n)
-        best = best_products(z, items, owner, n + 1, min(items_at_once, len(items)))[:-1]
+        best = best_products(z, items, votes.owner, n + 1, min(items_at_once, len(items)))[:-1]
         return SCALE * (OF_MAX * best + (1.0 - OF_MAX) * means @ items.T)
 
 

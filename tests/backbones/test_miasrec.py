@@ -129,7 +129,7 @@ def test_the_original_with_the_same_entmax():
     for row, session in enumerate(file.arrays["sessions"]):
         if 1 in session:
             continue
-        own = np.asarray(votes.best) & (np.asarray(reading.session) == row)
+        own = np.asarray(votes.owner) == row
         cosines = z[own] @ items.T
         best = cosines.max(0)
         if own.sum() < len(session) + 1:  # a token left out, or padding
