@@ -131,6 +131,11 @@ def trained(tiny: SessionDataset, tmp_path_factory) -> Path:
     return run
 
 
+def four_devices() -> dict[str, str]:
+    """The environment of a child process whose jax sees four devices."""
+    return os.environ | {"XLA_FLAGS": os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=4"}
+
+
 def command(name: str, *argv: object) -> list[str]:
     """``python -m dmsrec_jax.NAME`` with these arguments."""
     return [sys.executable, "-m", f"dmsrec_jax.{name}", *map(str, argv)]

@@ -13,9 +13,8 @@ from dmsrec_jax.data import SessionDataset
 from dmsrec_jax.errors import InputError
 from dmsrec_jax.parallel import Devices
 from dmsrec_jax.train import main
-from tests.conftest import SMALL, command
+from tests.conftest import SMALL, command, four_devices
 
-FOUR = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
 ONE_EPOCH_EACH = """
 import sys
 from pathlib import Path
@@ -56,7 +55,7 @@ def test_four_devices_take_the_steps_of_one(tiny: SessionDataset, tiny_intents, 
     """Also where a session is compared with all others of its batch (infonce)."""
     out = tmp_path / "arrays.npz"
     words = [sys.executable, "-c", ONE_EPOCH_EACH, tiny.path, out, tiny_intents, tiny_titles]
-    subprocess.run(words, env=os.environ | FOUR, check=True)
+    subprocess.run(words, env=four_devices(), check=True)
     with np.load(out) as arrays:
         np.testing.assert_array_equal(arrays["sessions1"], arrays["sessions4"])
         np.testing.assert_array_equal(np.unique(arrays["sessions1"]), np.arange(len(tiny.train) + 1))
@@ -71,7 +70,7 @@ def test_train_on_four_devices_and_resume_on_one(tiny, tmp_path):
     run = tmp_path / "run"
     flags = ["--backbone", "srgnn", "--dataset", tiny.path, "--out", run, *SMALL]
     words = command("train", *flags, "--devices", 4)
-    subprocess.run(words, env=os.environ | FOUR, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(words, env=four_devices(), check=True, stdout=subprocess.DEVNULL)
     (run / "results.json").rename(tmp_path / "four.json")  # as if killed while the last epoch was being scored
     subprocess.run(command("train", *flags, "--resume"), check=True, stdout=subprocess.DEVNULL)
     four, one = (json.loads(path.read_text()) for path in (tmp_path / "four.json", run / "results.json"))
@@ -109,5 +108,5 @@ print(Devices(None).count)
 def test_cores_become_devices(wanted, flags, count):
     """But where XLA_FLAGS says how many there are, they stay."""
     words = [sys.executable, "-c", COUNT, str(wanted)]
-    done = subprocess.run(words, env=os.environ | (FOUR if flags else {}), capture_output=True, text=True, check=True)
+    done = subprocess.run(words, env=four_devices() if flags else None, capture_output=True, text=True, check=True)
     assert int(done.stdout) == count

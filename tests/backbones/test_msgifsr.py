@@ -80,11 +80,11 @@ def test_l2_leaves_biases_alone():
         assert moved.all() != is_bias, path
 
 
-def test_trains_with_all_orders_and_intents(tiny, tiny_intents, tmp_path):
-    flags = ("--backbone", "msgifsr", "--dataset", tiny.path, "--intents", tiny_intents, "--order", 3, *SMALL)
+def test_trains_with_several_orders_and_intents(tiny, tiny_intents, tmp_path):
+    flags = ("--backbone", "msgifsr", "--dataset", tiny.path, "--intents", tiny_intents, "--order", 2, *SMALL)
     main([str(word) for word in (*flags, "--out", tmp_path / "run")])
     run = load_run(tmp_path / "run")
-    assert (run.settings.order, run.settings.score) == (3, "cosine")
+    assert (run.settings.order, run.settings.score) == (2, "cosine")
     np.testing.assert_array_equal(run.score_test(), np.load(tmp_path / "run" / "ranks.npy"))
 
 
