@@ -30,7 +30,7 @@ BARE = GRAPHS._replace(intents=None)
 HYPER = Hyper(1e-2, 0.1, 3, 3, 1e-5, align=1, align_weight=0.7, alpha=1.0, beta=0.5)
 SIZE = len(SESSIONS.items) + 16
 PACK = jax.jit(pack, static_argnames="budget")
-FORMS = [(name, "paper") for name in BACKBONES] + [("msgifsr", "paper", 3)]
+FORMS = [(name, "paper") for name in BACKBONES] + [("msgifsr", "paper", 2)]
 FORMS += [(name, "released") for name, backbone in BACKBONES.items() if hasattr(backbone, "RELEASED")]
 TRAINED = [("srgnn", "paper"), ("srgnn", "released")]
 """Gradients of the others: tests/parity, tests/test_model.py."""

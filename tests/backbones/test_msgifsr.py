@@ -17,7 +17,7 @@ from dmsrec_jax.train import main
 from tests.backbones.small import batch, build, scores
 from tests.conftest import N_ITEMS, SMALL
 
-ORDERS = pytest.mark.parametrize("order", [1, 2, 3])
+ORDERS = pytest.mark.parametrize("order", [1, 3])
 
 
 def new(order: int):
