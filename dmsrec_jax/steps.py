@@ -126,7 +126,9 @@ def target_ranks(logits: Float[Array, "B items"], batch: SessionBatch) -> Int[Ar
     """Ranks of the targets, raw and with seen items excluded, as `metrics.rank_targets` defines them."""
     n_items, n = logits.shape[1] - 1, batch.n_sessions
     own = jnp.take_along_axis(logits, batch.target[:, None], axis=1)
-    raw = n_items - jnp.sum(logits[:, 1:] < own, axis=1)
+    # XLA may compute a score again where it is gathered, rounded otherwise: a target must not be compared with itself.
+    others = jnp.arange(1, n_items + 1) != batch.target[:, None]
+    raw = 1 + jnp.sum(others & ~(logits[:, 1:] < own), axis=1)
     session = jnp.minimum(batch.node_session, n - 1)
     items = batch.graph.nodes
     real = batch.node_session < n
@@ -134,7 +136,7 @@ def target_ranks(logits: Float[Array, "B items"], batch: SessionBatch) -> Int[Ar
     ahead = ~(logits[session, items] < own[session, 0]) & ~is_target & real
     seen_ahead = batch.sum_sessions(ahead.astype(jnp.int32), batch.node_session)
     target_seen = batch.sum_sessions((is_target & real).astype(jnp.int32), batch.node_session) > 0
-    return jnp.stack([raw, jnp.where(target_seen, n_items + 1, raw - seen_ahead)], axis=1)
+    return jnp.stack([raw, jnp.where(target_seen, n_items + 1, jnp.maximum(raw - seen_ahead, 1))], axis=1)
 
 
 def without_seen(logits: Float[Array, "B items"], batch: SessionBatch) -> Float[Array, "B items"]:
