@@ -248,10 +248,18 @@ def in_blocks(
 
     Memory of a block is freed before the next one, in the gradient as well, which computes it again.
     """
-    n_items, size = len(items), min(size, len(items))
-    blocks = jnp.pad(items, ((0, -n_items % size), (0, 0))).reshape(-1, size, items.shape[1])
-    scores = jnp.moveaxis(jax.lax.map(jax.checkpoint(columns), blocks), 0, 1)
-    return scores.reshape(len(scores), -1)[:, :n_items]
+    return join_blocks(jax.lax.map(jax.checkpoint(columns), cut_blocks(items, size)), len(items))
+
+
+def cut_blocks(items: Float[Array, "items columns"], size: int) -> Float[Array, "blocks block columns"]:
+    """Rows in blocks of ``size``, or of all there are; zeros fill the last one."""
+    size = min(size, len(items))
+    return jnp.pad(items, ((0, -len(items) % size), (0, 0))).reshape(-1, size, items.shape[1])
+
+
+def join_blocks(blocks: Float[Array, "blocks B block"], n_items: int) -> Float[Array, "B items"]:
+    """Columns of blocks side by side, without those of the filling."""
+    return jnp.moveaxis(blocks, 0, 1).reshape(blocks.shape[1], -1)[:, :n_items]
 
 
 GATED_TORCH_KEYS = {

@@ -33,7 +33,7 @@ BY_DOT = [(name, "dot", 1) for name in BACKBONES if name not in OWN_COSINES]
 FORMS = BY_DOT + [(name, "cosine", 1) for name in BACKBONES] + [("msgifsr", "cosine", 2)]
 """Backbone, score, order."""
 TRAINED = BY_DOT + [(name, "cosine", 1) for name in ("srgnn", *OWN_COSINES)] + [("msgifsr", "cosine", 2)]
-"""A backbone's gradient does not depend on the score."""
+"""Of backbones with both scores, SR-GNN stands for the gradient of cosines."""
 
 
 def model(backbone: str, score: str = "dot", order: int = 1):

@@ -19,8 +19,10 @@ from dmsrec_jax.layers import (
     Rate,
     Reading,
     Settings,
+    cut_blocks,
     dropout,
     head_count,
+    join_blocks,
     session_mean,
     split_key,
     unit,
@@ -176,7 +178,7 @@ class MiaSRec(Backbone):
         n, session = len(reading.parts[0]), reading.session
         z, items = unit(z), unit(dropout(item_vectors, votes.rate, votes.key))
         means = segment_sum(votes.weights[:, None] * z, session, n + 1)[:-1]
-        best = best_products(z, items, votes.owner, n + 1, min(items_at_once, len(items)))[:-1]
+        best = best_products(z, items, votes.owner, n + 1, items_at_once)[:-1]
         return SCALE * (OF_MAX * best + (1.0 - OF_MAX) * means @ items.T)
 
 
@@ -282,8 +284,8 @@ def best_products(
 
     Its own gradient, which goes to the row that is largest: autodiff would keep all products, or compute them again.
     """
-    best = jax.lax.map(lambda block: segment_max(rows @ block.T, owner, n_owners), _blocks(items, size))
-    return _joined(best, len(items))
+    best = jax.lax.map(lambda block: segment_max(rows @ block.T, owner, n_owners), cut_blocks(items, size))
+    return join_blocks(best, len(items))
 
 
 def _best_products_forward(rows, items, owner, n_owners, size):
@@ -292,8 +294,8 @@ def _best_products_forward(rows, items, owner, n_owners, size):
         best = segment_max(products, owner, n_owners)
         return best, products == best[owner]
 
-    best, largest = jax.lax.map(one, _blocks(items, size))
-    return _joined(best, len(items)), (rows, items, owner, largest)
+    best, largest = jax.lax.map(one, cut_blocks(items, size))
+    return join_blocks(best, len(items)), (rows, items, owner, largest)
 
 
 def _best_products_backward(n_owners, size, saved, gradient):
@@ -304,20 +306,12 @@ def _best_products_backward(n_owners, size, saved, gradient):
         of_products = jnp.where(largest, gradient[owner], 0.0)
         return of_rows + of_products @ block, of_products.T @ rows
 
-    gradients = jnp.moveaxis(_blocks(gradient.T, size), 1, 2)
-    of_rows, of_items = jax.lax.scan(one, jnp.zeros_like(rows), (_blocks(items, size), largest, gradients))
+    gradients = jnp.moveaxis(cut_blocks(gradient.T, size), 1, 2)
+    of_rows, of_items = jax.lax.scan(one, jnp.zeros_like(rows), (cut_blocks(items, size), largest, gradients))
     return of_rows, of_items.reshape(-1, items.shape[1])[: len(items)], None
 
 
 best_products.defvjp(_best_products_forward, _best_products_backward)
-
-
-def _blocks(items: Float[Array, "items columns"], size: int) -> Float[Array, "blocks size columns"]:
-    return jnp.pad(items, ((0, -len(items) % size), (0, 0))).reshape(-1, size, items.shape[1])
-
-
-def _joined(blocks: Float[Array, "blocks owners size"], n_items: int) -> Float[Array, "owners items"]:
-    return jnp.moveaxis(blocks, 0, 1).reshape(blocks.shape[1], -1)[:, :n_items]
 
 
 _normal = jax.nn.initializers.normal(0.02)
