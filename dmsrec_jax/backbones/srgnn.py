@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from dmsrec_jax.backbones.gated import GATED_TORCH_KEYS, GatedGraph
 from dmsrec_jax.graphs import SessionBatch
-from dmsrec_jax.layers import GATED_TORCH_KEYS, GatedGraph, Reading, ReleasedFusion, Settings
+from dmsrec_jax.layers import Reading, ReleasedFusion, Settings
 
 TORCH_KEYS = GATED_TORCH_KEYS
 RELEASED = ReleasedFusion(parts=2, bias=True, weight=0.0, dropout=0.2)

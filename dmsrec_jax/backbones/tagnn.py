@@ -13,10 +13,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from dmsrec_jax.backbones.gated import GATED_TORCH_KEYS, GatedGraph
 from dmsrec_jax.graphs import SessionBatch, segment_max, segment_sum
 from dmsrec_jax.layers import (
-    GATED_TORCH_KEYS,
-    GatedGraph,
     Reading,
     ReleasedFusion,
     Settings,
