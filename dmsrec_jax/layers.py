@@ -99,7 +99,7 @@ class Backbone(nnx.Module):
           reading: of the same batch.
           batch: where devices share one, this device's part.
           whole_batch: makes all rows of the batch of this device's rows.
-          key: for what is drawn.
+          key: for what is drawn, the same on all devices.
           rates: as in a call.
         """
         return jnp.zeros(())

@@ -129,6 +129,7 @@ class SessionModel(nnx.Module):
         hyper: Hyper,
         key: PRNGKeyArray | None = None,
         whole_batch: Callable[[Array], Array] = lambda rows: rows,
+        batch_key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """The sum of the sessions' cross-entropies, and what eq. (15) and the backbone add for the whole batch.
 
@@ -138,14 +139,16 @@ class SessionModel(nnx.Module):
           key: for dropout.
           whole_batch: where a batch is shared by devices, makes all its rows of one device's rows: some alignments
             compare a session with the others of its batch.
+          batch_key: for what is drawn once for the whole batch; ``key`` if left out, as where one device has it all.
         """
         vectors = self.item_vectors()
         sessions = self.represent(vectors, batch, hyper, key)
         recommendation, _ = cross_entropy(self.score(sessions, vectors), batch)
         added = jnp.zeros(())
         if key is not None:
-            key, rates = jax.random.fold_in(key, 2), _rates(hyper, *self.rates)
-            added += self.backbone.own_loss(self.table(), sessions.reading, batch, whole_batch, key, **rates)
+            own_key = jax.random.fold_in(key if batch_key is None else batch_key, 2)
+            rates = _rates(hyper, *self.rates)
+            added += self.backbone.own_loss(self.table(), sessions.reading, batch, whole_batch, own_key, **rates)
         if sessions.fused is not None:
             explicit, latent = self.align(jax.tree.map(whole_batch, sessions.fused), hyper)
             added += hyper.align_weight * (hyper.alpha * explicit + hyper.beta * latent)

@@ -61,6 +61,9 @@ class Once:
           inputs: by name, a file whose bytes say what is read.
           result: the file that ``action`` writes last.
           clear: for an action that goes on with what it finds: called before, unless that is of these flags and inputs.
+
+        Raises:
+          InputError: the action ended without its result.
         """
         self._number += 1
         file = self.folder / "steps" / f"{name}.json"
@@ -78,16 +81,24 @@ class Once:
         write_json(file, due | {"done": False})
         started = time.perf_counter()
         action()
+        if not result.is_file():
+            raise InputError(f"{result}: not made by the step {name}")
         write_json(file, due | {"done": True})
         self._say(name, f"done in {time.perf_counter() - started:.0f} s")
 
-    def command(self, module: str, flags: Mapping[str, Any], *words: object) -> None:
+    def command(self, module: str, flags: Mapping[str, Any], *words: object, python: Path | None = None) -> None:
         """``python -m MODULE WORDS FLAGS`` as a process, whose end frees the device; flags of None are left out.
+
+        Args:
+          module: to be run.
+          flags: by the names of settings.
+          words: further ones.
+          python: another environment's.
 
         Raises:
           SystemExit: it failed, with its exit code; it has said why.
         """
-        argv = [sys.executable, "-m", module, *map(str, words)]
+        argv = [str(python or sys.executable), "-m", module, *map(str, words)]
         argv += [f"{flag_of(key)}={value}" for key, value in flags.items() if value is not None]
         # Inherits the lock: where this process alone is killed, nobody works on what the command still writes.
         process = subprocess.Popen(argv, pass_fds=[self._lock.fileno()])

@@ -11,14 +11,21 @@ from typing import Any
 from rich.console import Console
 
 from dmsrec_jax import cli
+from dmsrec_jax.artifacts import PARTS
 from dmsrec_jax.config import EvaluateConfig, PipelineConfig, TrainConfig, TrainSettings
 from dmsrec_jax.data import SessionDataset
+from dmsrec_jax.errors import InputError
 from dmsrec_jax.evaluate import evaluate
 from dmsrec_jax.files import read_json, sha256, staged_folder
 from dmsrec_jax.neighbor_methods import METHODS
 from dmsrec_jax.once import Once
+from dmsrec_jax.outcome import FREE
 from dmsrec_jax.recipe import FUSED_FLAGS, check_flags
 from dmsrec_jax.results import print_differences, print_results, read_results
+
+OF_SPEED = {"batch-size", "concurrency", "gpu-memory-utilization", "retries", "tensor-parallel", "timeout", "base-url"}
+FREE_OF_ANSWERS = OF_SPEED | {"pooling", "embedding-dtype", "explicit-rule"}
+"""Flags of `llm_stage.run` that no answer depends on: how fast it comes, and what is made of it."""
 
 
 def pipeline(config: PipelineConfig) -> None:
@@ -26,7 +33,11 @@ def pipeline(config: PipelineConfig) -> None:
     console = Console(markup=False, highlight=False)
     training = train_flags(config)
     check_flags(TrainConfig(**training, intents=config.out))
-    SessionDataset.load(config.dataset, verify=True)
+    dataset = SessionDataset.load(config.dataset, verify=True)
+    if dataset.titles is None:
+        raise InputError(f"{config.dataset}: has no titles, so no engine can name intents")
+    if config.llm_python is not None and not config.llm_python.is_file():
+        raise InputError(f"--llm-python {config.llm_python}: no such file")
     out, data = config.out, {"dataset": config.dataset}
     described = {"dataset": config.dataset / "meta.json"}
     with Once(out, 7, console) as once:
@@ -42,7 +53,8 @@ def pipeline(config: PipelineConfig) -> None:
             def action() -> None:
                 once.command("dmsrec_jax.train", {**flags, **folders, "out": run}, "--resume")
 
-            once.take(name, action, flags, inputs, run / "results.json", clear)
+            kept = {key: value for key, value in flags.items() if key not in FREE}
+            once.take(name, action, kept, inputs, run / "results.json", clear)
             return run
 
         plain = train("plain", {key: value for key, value in training.items() if key not in FUSED_FLAGS}, described)
@@ -57,16 +69,18 @@ def pipeline(config: PipelineConfig) -> None:
 
         once.take("candidates", write_candidates, flags, read, candidates / "candidates.json")
 
-        read = described | {"candidates": candidates / "candidates.json"}
+        # Not candidates.json, which tells of the run's times as well.
+        read = described | {part: candidates / f"{part}_candidates.npy" for part in PARTS}
         # Answers may have cost hours of a GPU: other questions get another folder, and these stay.
         intents = out / "intents" / f"{config.engine}-{digest(questions(config), read)}"
         asked = {"engine": config.engine, "model": config.model, "encoder": config.encoder}
 
         def ask() -> None:
             folders = data | {"candidates": candidates, "out": intents}
-            once.command("llm_stage.run", asked | folders, *shlex.split(config.llm_flags), "--overwrite")
+            words = *shlex.split(config.llm_flags), "--overwrite"
+            once.command("llm_stage.run", asked | folders, *words, python=config.llm_python)
 
-        once.take("intents", ask, asked | {"llm_flags": config.llm_flags}, read, intents / "meta.json")
+        once.take("intents", ask, asked | {"llm_flags": llm_flags(config)}, read, intents / "meta.json")
 
         fused = train("fused", training, described | {"intents": intents / "meta.json"})
 
@@ -90,7 +104,8 @@ def pipeline(config: PipelineConfig) -> None:
                 )
                 evaluate(judged, Console(quiet=True))
 
-        once.take("evaluate", compare, flags, read, fused / "results.json")
+        # Differences are kept by the path of the other run.
+        once.take("evaluate", compare, flags | {"out": str(out)}, read, fused / "results.json")
 
         runs = [plain, fused, *references]
         page = out / "report" / "report.html"
@@ -110,9 +125,23 @@ def train_flags(config: PipelineConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in named if name != "config"}
 
 
+def llm_flags(config: PipelineConfig) -> dict[str, list[str]]:
+    """The words of --llm-flags by flag; a file among them by its hash."""
+    found: dict[str, list[str]] = {}
+    values: list[str] = []
+    for word in shlex.split(config.llm_flags):
+        if word.startswith("--"):
+            name, *rest = word.removeprefix("--").split("=", 1)
+            found[name.replace("_", "-")] = values = rest
+        else:
+            values.append(word)
+    return {name: [sha256(Path(v)) if Path(v).is_file() else v for v in values] for name, values in found.items()}
+
+
 def questions(config: PipelineConfig) -> dict[str, Any]:
     """The settings that answers depend on. With another encoder alone no LLM is asked again; `retrieval` is."""
-    asked = {"engine": config.engine, "model": config.model, "llm_flags": config.llm_flags}
+    flags = {name: values for name, values in llm_flags(config).items() if name not in FREE_OF_ANSWERS}
+    asked = {"engine": config.engine, "model": config.model, "llm_flags": flags}
     return asked | ({"encoder": config.encoder} if config.engine == "retrieval" else {})
 
 

@@ -32,8 +32,11 @@ AT_LEAST = dict.fromkeys(
 )
 AT_LEAST |= dict.fromkeys(("align_weight", "alpha", "beta", "semantic_dropout", "intent_dropout", "device_data_mb"), 0)
 AT_LEAST |= {"feature_dropout": 0, "dropout_layers": 0, "self_supervision": 0}
-BELOW = {"dropout_global": 1, "dropout_local": 1, "validation_fraction": 1, "seed": 2**32}
-BELOW |= {"semantic_dropout": 1, "intent_dropout": 1, "feature_dropout": 1, "dropout_layers": 1}
+BELOW = {"validation_fraction": 1, "seed": 2**32}
+# Of dropout: nearer to 1 a rate is rounded to it.
+BELOW |= dict.fromkeys(
+    ("dropout_global", "dropout_local", "dropout_layers", "feature_dropout", "semantic_dropout", "intent_dropout"), 0.999
+)
 BELOW |= {"d": 2**16, "batch_size": 2**20}  # XLA aborts the process where sizes overflow
 """Numbers that flags accept."""
 

@@ -86,19 +86,24 @@ def train_steps(
         return tree if axis is None else jax.lax.psum(tree, axis)
 
     def everywhere(rows: Array) -> Array:
-        return rows if axis is None else jax.lax.all_gather(rows, axis, tiled=True)
+        """All devices' rows, in the order that one device alone would have them: `parallel.Devices.shares`."""
+        if axis is None:
+            return rows
+        gathered = jax.lax.all_gather(rows, axis, axis=1)
+        return gathered.reshape(-1, *rows.shape[1:])
 
     devices = total(1)  # each of them adds up the alignment of the whole batch
 
     def step(state: TrainState, sessions: Int[Array, "B"]) -> tuple[TrainState, Float[Array, ""]]:
         batch = pack(graphs, sessions, budget)
-        key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-        key = key if axis is None else jax.random.fold_in(key, jax.lax.axis_index(axis))
-        count = total(jnp.sum(batch.length > 0, dtype=jnp.float32))
+        of_all = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+        key = of_all if axis is None else jax.random.fold_in(of_all, jax.lax.axis_index(axis))
+        # Not 0: with batches of one session there are empty ones.
+        count = jnp.maximum(total(jnp.sum(batch.length > 0, dtype=jnp.float32)), 1.0)
 
         def loss(params: nnx.State) -> Float[Array, ""]:
             model = nnx.merge(graphdef, params, constants)
-            recommendation, alignment = model.loss(batch, state.hyper, key, everywhere)
+            recommendation, alignment = model.loss(batch, state.hyper, key, everywhere, of_all)
             return recommendation / count + alignment / devices
 
         value, gradients = jax.value_and_grad(loss)(state.params)

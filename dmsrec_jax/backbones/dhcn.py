@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from dmsrec_jax.graphs import SessionBatch, segment_sum
 from dmsrec_jax.item_graph import Members, Rows, mean_convolution
@@ -78,9 +78,15 @@ class DHCN(PositionAttention):
         near = whole_batch(session_mean(jax.lax.stop_gradient(table)[batch.graph.nodes], batch))
         near = neighbourhood(near, whole_batch(batch.seen(len(table)).astype(z.dtype)))
         row_key, column_key = jax.random.split(key)
-        corrupted = jax.random.permutation(column_key, jax.random.permutation(row_key, z), axis=1)
+        corrupted = jax.random.permutation(column_key, z[others(real, row_key)], axis=1)
         losses = jax.nn.softplus(-jnp.sum(z * near, axis=1)) + jax.nn.softplus(jnp.sum(corrupted * near, axis=1))
         return self_supervision * jnp.sum(jnp.where(real, losses, 0.0))
+
+
+def others(real: Bool[Array, "B"], key: PRNGKeyArray) -> Int[Array, "B"]:
+    """For each place that is real one of them, all in random order; for an empty place itself."""
+    shuffled = jnp.argsort(jnp.where(real, jax.random.uniform(key, real.shape), 2.0))
+    return jnp.where(real, shuffled[jnp.cumsum(real) - 1], jnp.arange(len(real)))
 
 
 def neighbourhood(x: Float[Array, "B d"], seen: Float[Array, "B items"]) -> Float[Array, "B d"]:

@@ -9,13 +9,14 @@ import pytest
 from flax import nnx
 
 from dmsrec_jax.backbones import dhcn
-from dmsrec_jax.backbones.dhcn import neighbourhood
+from dmsrec_jax.backbones.dhcn import neighbourhood, others
 from dmsrec_jax.data import Sessions
-from dmsrec_jax.graphs import build_graphs, pack
+from dmsrec_jax.graphs import build_graphs
 from dmsrec_jax.item_graph import build_members
 from dmsrec_jax.model import Hyper, ModelSettings
 from dmsrec_jax.orders import batch_budget
 from dmsrec_jax.runs import new_model
+from dmsrec_jax.steps import initial_state, train_steps
 from tests.backbones.small import SESSIONS, N, batch, build
 from tests.conftest import N_ITEMS, random_sessions
 from tests.parity import golden
@@ -120,24 +121,37 @@ def test_self_supervision_is_in_the_training_loss_alone():
     assert jnp.abs(gradients["items"][...]).max() > 0
 
 
-def test_devices_compare_the_whole_batch():
-    """Two with half the sessions each, and the gradients that one would have."""
-    built, key = model(), jax.random.key(0)
-    graphdef, params, rest = nnx.split(built, nnx.Param, ...)
-    graphs = build_graphs(SESSIONS)
-    budget, graphs = batch_budget(graphs, N, 1), jax.tree.map(jnp.asarray, graphs)
+def test_devices_take_the_step_of_one():
+    """Two with half the sessions each compare, and corrupt, the whole batch, empty places left out."""
+    graphdef, params, constants = nnx.split(model(), nnx.Param, ...)
+    host = build_graphs(SESSIONS, np.ones(N, np.int32))
+    graphs = jax.tree.map(jnp.asarray, host)
+    order = np.append(np.arange(N), [N] * 6)[None]
+    state = initial_state(params, HYPER._replace(self_supervision=5.0), jax.random.key(0))
+    static = {"graphdef": graphdef, "budget": batch_budget(host, order.size, 1)}
 
-    def part(rows):
-        def own(params):
-            everyones = partial(jax.lax.all_gather, axis_name="data", tiled=True)
-            return nnx.merge(graphdef, params, rest).loss(pack(graphs, rows, budget), HYPER, key, everyones)[1] / 2
+    def trained(steps, order):
+        return jax.jit(steps)(constants, state, graphs, jnp.asarray(order), jnp.asarray(0))
 
-        return jax.lax.psum(jax.value_and_grad(own)(params), "data")
+    one, loss = trained(partial(train_steps, **static), order)
+    devices = partial(train_steps, **static, axis="data")
+    devices = jax.vmap(devices, in_axes=(None, None, None, 0, None), axis_name="data")
+    two, losses = trained(devices, order.reshape(1, -1, 2).transpose(2, 0, 1))
+    np.testing.assert_allclose(losses, [loss, loss], rtol=1e-5)
+    momenta = zip(jax.tree.leaves(one.opt_state.mu), jax.tree.leaves(two.opt_state.mu), strict=True)
+    for ours, theirs in momenta:  # a tenth of the gradients
+        np.testing.assert_allclose(theirs, [ours, ours], atol=1e-5, rtol=1e-4)
 
-    value, gradients = jax.jit(jax.vmap(part, axis_name="data"))(jnp.arange(N).reshape(2, -1))
-    _, one, of_one = loss(built, batch(np.arange(N)), HYPER, key)
-    np.testing.assert_allclose(value, one, rtol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[0], b, atol=1e-6, rtol=1e-5), gradients, of_one)
+
+@pytest.mark.parametrize("n_real", [1, 5, 12])
+def test_empty_places_stand_for_no_other_session(n_real):
+    real = np.zeros(12, bool)
+    real[np.random.default_rng(0).choice(12, n_real, replace=False)] = True
+    drawn = {tuple(np.asarray(others(jnp.asarray(real), jax.random.key(i)))) for i in range(20)}
+    for places in drawn:
+        np.testing.assert_array_equal(np.sort(np.array(places)[real]), np.flatnonzero(real))
+        np.testing.assert_array_equal(np.array(places)[~real], np.flatnonzero(~real))
+    assert len(drawn) > 1 or n_real == 1
 
 
 def test_without_sessions_it_is_nothing():
