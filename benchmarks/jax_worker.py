@@ -32,7 +32,7 @@ class JaxWorker:
         self.devices = Devices(1, task.batch)
         # The defaults of `train` are the released code's settings, dropouts among them, as in the other forms.
         dataset, config = SessionDataset.load(task.dataset), TrainConfig(task.backbone, d=task.d)
-        settings = model_settings(config, Inputs(dataset, None, None))
+        settings = model_settings(config, Inputs(dataset, None, None, {}))
         init_key, dropout_key, self.order_key = run_keys(task.seed)
         self.program, params = new_model(settings, item_graph(config, dataset, dataset.sessions), init_key)
         self.state = self.devices.put(initial_state(params, hyper(config), dropout_key))

@@ -253,7 +253,7 @@ def read_new_items(folder: Path, dataset: SessionDataset) -> NewItems:
     if len(ids) != len(titles):
         raise InputError(f"{folder / 'new_item_titles.npy'}: {len(titles)} rows where {len(ids)} are due")
     embeddings = _read_embeddings(folder / "new_item_embeddings.npy", len(ids))
-    return NewItems(ids, titles, embeddings, description.get("provenance") or {})
+    return NewItems(ids, titles, embeddings, description["provenance"])
 
 
 def _write_description(path: Path, dataset: SessionDataset, **fields: Any) -> None:
@@ -268,6 +268,8 @@ def _check_description(path: Path, dataset: SessionDataset, names: list[str]) ->
     files = description.get("files") if isinstance(description, dict) else None
     if not isinstance(files, dict) or description.get("schema_version") != SCHEMA_VERSION:
         raise InputError(f"{path}: not of schema version {SCHEMA_VERSION}")
+    if not isinstance(description.get("provenance"), dict):
+        raise InputError(f"{path}: provenance: a mapping is due, of what made it")
     if description.get("dataset_hash") != dataset.hash:
         raise InputError(f"{path.parent}: made for another dataset than {dataset.path}, by hash")
     for name in names:

@@ -80,7 +80,17 @@ def read_plan(command: SweepConfig) -> tuple[dict[str, dict[str, Any]], list[Mem
             except InputError as error:
                 raise InputError(f"{path}: {name}: {error}") from None
             members.append(Member(name, config))
+    _check_distinct(members, path)
     return settings, members
+
+
+def _check_distinct(members: list[Member], path: Path) -> None:
+    """Refuses settings that are one: such as fused ones where there are no intents."""
+    names: dict[TrainConfig, str] = {}
+    for member in members:
+        if (same := names.setdefault(member.config, member.setting)) != member.setting:
+            hint = "" if member.config.intents else "; --intents would tell plain from fused runs"
+            raise InputError(f"{path}: the settings {same} and {member.setting} are the same{hint}")
 
 
 def groups(members: list[Member]) -> list[list[Member]]:

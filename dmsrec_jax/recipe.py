@@ -1,6 +1,7 @@
 """From a training command's flags to the data, the model and the traced settings of a run."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,18 +26,13 @@ from dmsrec_jax.model import Hyper, ModelSettings
 ALIGN_WEIGHT = 0.7
 """λ where neither a flag nor the released code gives one: that of the GCE-GNN in the paper's tables and figures."""
 
+DROPOUT = ("dropout_global", "dropout_local", "dropout_layers", "feature_dropout", "semantic_dropout", "intent_dropout")
 AT_LEAST = dict.fromkeys(
     ("batch_size", "epochs", "patience", "lr_decay_every", "d", "n_neighbors", "released_padding"), 1
-) | dict.fromkeys(
-    ("lr", "lr_decay", "lr_first_decay", "l2", "dropout_global", "dropout_local", "validation_fraction", "seed"), 0
-)
-AT_LEAST |= dict.fromkeys(("align_weight", "alpha", "beta", "semantic_dropout", "intent_dropout", "device_data_mb"), 0)
-AT_LEAST |= {"feature_dropout": 0, "dropout_layers": 0, "self_supervision": 0}
-BELOW = {"validation_fraction": 1, "seed": 2**32}
-# Of dropout: nearer to 1 a rate is rounded to it.
-BELOW |= dict.fromkeys(
-    ("dropout_global", "dropout_local", "dropout_layers", "feature_dropout", "semantic_dropout", "intent_dropout"), 0.999
-)
+) | dict.fromkeys(("lr", "lr_decay", "lr_first_decay", "l2", "validation_fraction", "seed", *DROPOUT), 0)
+AT_LEAST |= dict.fromkeys(("align_weight", "alpha", "beta", "device_data_mb", "self_supervision"), 0)
+BELOW: dict[str, float] = {"validation_fraction": 1, "seed": 2**32}
+BELOW |= dict.fromkeys(DROPOUT, 0.999)  # nearer to 1 a rate is rounded to it
 BELOW |= {"d": 2**16, "batch_size": 2**20}  # XLA aborts the process where sizes overflow
 """Numbers that flags accept."""
 
@@ -50,12 +46,8 @@ class Inputs(NamedTuple):
     dataset: SessionDataset
     intents: Intents | None
     item_text: np.ndarray | None
-
-    def hashes(self, config: TrainConfig) -> dict[str, str | None]:
-        """By flag, what says whether a resumed run still reads the same."""
-        folders = {"intents": config.intents, "item_text": config.item_text}
-        hashes = {name: None if folder is None else sha256(folder / "meta.json") for name, folder in folders.items()}
-        return {"dataset": self.dataset.hash} | hashes
+    hashes: Mapping[str, str | None]
+    """By flag, what says whether a resumed run still reads the same."""
 
 
 class Parts(NamedTuple):
@@ -94,7 +86,9 @@ def read_artifacts(config: TrainConfig, dataset: SessionDataset) -> Inputs:
     """Reads and checks what --intents and --item-text name."""
     intents = read_intents(config.intents, dataset) if config.intents else None
     item_text = read_item_text(config.item_text, dataset) if config.item_text else None
-    return Inputs(dataset, intents, item_text)
+    folders = {"intents": config.intents, "item_text": config.item_text}
+    hashes = {name: None if folder is None else sha256(folder / "meta.json") for name, folder in folders.items()}
+    return Inputs(dataset, intents, item_text, {"dataset": dataset.hash} | hashes)
 
 
 def provenance(folder: Path | None) -> dict[str, Any] | None:

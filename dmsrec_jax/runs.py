@@ -1,13 +1,14 @@
 """The run folder: what a trained or imported model leaves behind, and how to load it again.
 
 model.json     schema version, model settings, the dataset's path, name and hash, the path of the intents, and the
-               SHA-256 of each file of model/
+               SHA-256 of what it was trained with and of each file of model/
 model/         parameters and constants (orbax)
 config.yaml    the settings of the command that made it
 results.json, ranks.npy, metrics.jsonl, checkpoints/: see `results` and `train`
 """
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ class Run:
     params: nnx.State
     intents: Path | None
     """The intents folder a fused model was trained with."""
+    intents_hash: str | None
+    """The SHA-256 of its meta.json; None where it is not known."""
 
     @property
     def model(self) -> SessionModel:
@@ -62,7 +65,7 @@ class Run:
           folder: where they are now; the recorded path if left out.
 
         Raises:
-          InputError: they are missing or do not fit.
+          InputError: they are missing, do not fit, or are others than the model was trained with.
         """
         if not self.settings.semantics:
             return None
@@ -70,6 +73,8 @@ class Run:
         if folder is None:
             raise InputError(f"{self.path}: a fused model; --intents is due")
         intents = read_intents(folder, self.dataset)
+        if self.intents_hash not in (None, sha256(folder / "meta.json")):
+            raise InputError(f"{folder}: not the intents {self.path} was trained with, by hash")
         width = intents.embeddings.shape[1]
         if width != self.settings.d_text:
             raise InputError(f"{folder}: vectors of width {width}; {self.path} takes {self.settings.d_text}")
@@ -99,8 +104,19 @@ def save_model(
     program: ModelProgram,
     params: nnx.State,
     intents: Path | None = None,
+    inputs: Mapping[str, str | None] | None = None,
 ) -> None:
-    """Writes ``model/`` and then ``model.json``, whose presence says that the model is whole."""
+    """Writes ``model/`` and then ``model.json``, whose presence says that the model is whole.
+
+    Args:
+      path: the run folder.
+      settings: the model's.
+      dataset: it was trained on.
+      program: its constants.
+      params: its parameters.
+      intents: the folder of a fused model's.
+      inputs: hashes of what it was trained with, by flag.
+    """
     save_arrays(path / "model", _arrays(program, params))
     recorded = None if intents is None else str(intents.absolute())
     description = {
@@ -108,6 +124,7 @@ def save_model(
         "settings": dataclasses.asdict(settings),
         "dataset": dataset_identity(dataset),
         "intents": recorded,
+        "inputs": dict(inputs or {}),
         "files": {name: sha256(path / name) for name in _model_files(path)},
     }
     write_json(path / "model.json", description)
@@ -159,7 +176,7 @@ def load_run(path: Path, dataset: Path | None = None) -> Run:
     nnx.replace_by_pure_dict(params, arrays["params"])
     if "constants" in arrays:
         nnx.replace_by_pure_dict(program.constants, arrays["constants"])
-    return Run(path, settings, opened, program, params, intents)
+    return Run(path, settings, opened, program, params, intents, description.get("inputs", {}).get("intents"))
 
 
 def write_config(path: Path, config: Any) -> None:

@@ -6,6 +6,7 @@ OUT/<setting>/seed-<seed>/     run folders, as `train` writes them, but without 
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def sweep(config: SweepConfig) -> None:
         console.print(f"program {number} of {len(gathered)}: {len(missing)} of {len(group)} runs to do")
         if missing:
             train_group(config.out, missing, inputs, devices, at_once, console)
-    summary |= sum_up(config.out, settings, members)
+    summary["settings"] = sum_up(config.out, settings, members, summary["settings"])
     write_json(config.out / "sweep.json", summary)
     print_sweep(summary)
     console.print(f"{len(members)} runs in {time.perf_counter() - started:.0f} s: {config.out}", soft_wrap=True)
@@ -79,12 +80,13 @@ def open_sweep(
     out = config.out
     hashes: dict[str, dict[str, str | None]] = {}
     for group, inputs in gathered:
-        hashes |= dict.fromkeys((member.setting for member in group), inputs.hashes(group[0].config))
+        hashes |= {member.setting: dict(inputs.hashes) for member in group}
     summary = {
         "schema_version": SCHEMA_VERSION,
         "dataset": dataset_identity(dataset),
         "protocol": members[0].config.protocol,
         "inputs": hashes,
+        "settings": [],
     }
     if not (out / "sweep.json").is_file() or config.overwrite:
         with staged_folder(out, marker="sweep.json", overwrite=config.overwrite) as staged:
@@ -99,22 +101,33 @@ def open_sweep(
             if known.get(member.setting, {}).get(name, digest) != digest:
                 began = f"{member.setting} began on another {cli.flag_of(name)}"
                 raise InputError(f"{out}: {began}, by hash; give another --out")
-        if is_done(out, member):
-            check_same_settings(out / member.folder, member.config)
-    inputs_of_all = {"inputs": known | hashes}
-    write_json(out / "sweep.json", begun | inputs_of_all)
-    return summary | inputs_of_all
+        for run in (out / member.setting).glob("seed-*"):  # those of other seeds as well: they are summed up together
+            if (run / "results.json").is_file():
+                check_same_settings(run, replace(member.config, seed=_seed(run)))
+    summary |= {"inputs": known | hashes, "settings": begun.get("settings", [])}
+    write_json(out / "sweep.json", summary)
+    return summary
 
 
-def sum_up(out: Path, settings: dict[str, dict[str, Any]], members: list[Member]) -> dict[str, Any]:
-    """Means and standard deviations over each setting's seeds, of the runs that are there."""
-    entries = []
+def sum_up(
+    out: Path, settings: dict[str, dict[str, Any]], members: list[Member], begun: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Means and standard deviations over each setting's seeds, of the runs that are there.
+
+    Args:
+      out: the sweep's folder.
+      settings: of this plan.
+      members: its runs.
+      begun: what other plans of this folder came to; it stays where this one says nothing of it.
+    """
+    entries = {entry["name"]: entry for entry in begun}
     for name, overrides in settings.items():
-        folders = [member.folder for member in members if member.setting == name]
-        done = [folder for folder in folders if (out / folder / "results.json").is_file()]
-        runs = [read_results(out / folder) for folder in done]
-        entry: dict[str, Any] = {"name": name, "overrides": overrides, "runs": [folder.as_posix() for folder in done]}
-        entry["missing"] = [folder.as_posix() for folder in folders if folder not in done]
+        done = sorted((path.parent for path in (out / name).glob("seed-*/results.json")), key=_seed)
+        due = [out / member.folder for member in members if member.setting == name]
+        runs = [read_results(folder) for folder in done]
+        entry: dict[str, Any] = {"name": name, "overrides": overrides}
+        entry["runs"] = [folder.relative_to(out).as_posix() for folder in done]
+        entry["missing"] = [folder.relative_to(out).as_posix() for folder in due if folder not in done]
         for key in ("test", "validation", "test_no_intent"):
             found = [run[key] for run in runs if run.get(key)]
             if found:
@@ -122,8 +135,12 @@ def sum_up(out: Path, settings: dict[str, dict[str, Any]], members: list[Member]
                 entry[key] = by_view(rows.mean(axis=0))
                 if len(found) > 1:
                     entry[f"{key}_std"] = by_view(rows.std(axis=0, ddof=1))
-        entries.append(entry)
-    return {"settings": entries}
+        entries[name] = entry
+    return list(entries.values())
+
+
+def _seed(run: Path) -> int:
+    return int(run.name.removeprefix("seed-"))
 
 
 def print_sweep(summary: dict[str, Any]) -> None:

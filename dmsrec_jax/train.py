@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from dmsrec_jax.data import SessionDataset, Split
 from dmsrec_jax.data.demo import demo_dataset
 from dmsrec_jax.epochs import EpochProgram
 from dmsrec_jax.errors import InputError
-from dmsrec_jax.files import staged_folder
+from dmsrec_jax.files import read_json, staged_folder
 from dmsrec_jax.graphs import IntentRows
 from dmsrec_jax.history import (
     History,
@@ -29,7 +29,7 @@ from dmsrec_jax.history import (
 from dmsrec_jax.metrics import summarise
 from dmsrec_jax.outcome import Trained, check_same_settings, epoch_entry, kept_settings, write_outcome
 from dmsrec_jax.parallel import Devices, split_cpu
-from dmsrec_jax.recipe import check_flags, hyper, item_graph, model_settings, parts, read_artifacts, run_keys
+from dmsrec_jax.recipe import Inputs, check_flags, hyper, item_graph, model_settings, parts, read_artifacts, run_keys
 from dmsrec_jax.results import print_results
 from dmsrec_jax.runs import new_model, write_config
 from dmsrec_jax.scoring import Scorer
@@ -46,11 +46,10 @@ def train(config: TrainConfig) -> None:
         summary_writer()
     dataset = SessionDataset.load(config.dataset) if config.dataset else demo_dataset(Path("datasets"))
     inputs = read_artifacts(config, dataset)
-    run = open_run_folder(config, dataset)
+    run = open_run_folder(config, inputs)
     if run is None:
         return
     (rows, intents), valid, test, sessions = parts(config, inputs)
-    identities = inputs.hashes(config)
     settings = model_settings(config, inputs)
     graph = item_graph(config, dataset, sessions)
     init_key, dropout_key, order_key = run_keys(config.seed)
@@ -72,7 +71,7 @@ def train(config: TrainConfig) -> None:
     saved = checkpoints.latest({"state": state, "best": best}) if config.resume else None
     if saved:
         _, trees, notes = saved
-        check_same_inputs(run, config, notes, identities)
+        check_same_inputs(run, config, notes, inputs.hashes)
         state, best, history = TrainState(*trees["state"]), trees["best"], notes["history"]
         console.print(f"{run}: goes on after epoch {len(history)}")
     write_metrics(run, history)
@@ -93,7 +92,7 @@ def train(config: TrainConfig) -> None:
         history.append(epoch_entry(config, epoch, loss, metrics, len(rows), seconds))
         if best_epoch(history) == epoch + 1:
             best = on_host.params
-        notes = {"history": history, **identities}
+        notes = {"history": history, **inputs.hashes}
         checkpoints.save(epoch + 1, {"state": on_host, "best": best}, notes)
         write_metrics(run, history)
         console.print(epoch_line(history[-1], config.epochs), soft_wrap=True)
@@ -112,8 +111,9 @@ def train(config: TrainConfig) -> None:
     console.print(f"run folder: {run}")
 
 
-def open_run_folder(config: TrainConfig, dataset: SessionDataset) -> Path | None:
+def open_run_folder(config: TrainConfig, inputs: Inputs) -> Path | None:
     """The run folder, made ready; None where the run is finished already and --resume has nothing to do."""
+    dataset = inputs.dataset
     run = config.out or Path("runs") / f"{dataset.name}-{config.backbone}-{config.seed}"
     if run.exists() and not run.is_dir():
         raise InputError(f"--out {run}: exists and is not a folder")
@@ -121,6 +121,7 @@ def open_run_folder(config: TrainConfig, dataset: SessionDataset) -> Path | None
     if config.resume and (run / "config.yaml").is_file():
         check_same_settings(run, config, "--resume ")
         if (run / "results.json").is_file():
+            check_same_inputs(run, config, read_json(run / "model.json").get("inputs", {}), inputs.hashes)
             console.print(f"{run}: finished already")
             return None
         write_config(run, kept)
@@ -132,12 +133,14 @@ def open_run_folder(config: TrainConfig, dataset: SessionDataset) -> Path | None
     return run
 
 
-def check_same_inputs(run: Path, config: TrainConfig, notes: dict[str, Any], identities: dict[str, Any]) -> None:
-    """Refuses to go on with other data than the run began with."""
-    for name, identity in identities.items():
-        if notes.get(name) != identity:
-            began = f"began on another {cli.flag_of(name)} than {getattr(config, name)}"
-            raise InputError(f"--resume {run}: {began}, by hash")
+def check_same_inputs(
+    run: Path, config: TrainConfig, began: Mapping[str, Any], inputs: Mapping[str, str | None]
+) -> None:
+    """Refuses to go on with other data than the run began with, as far as that is known."""
+    for name, identity in inputs.items():
+        if began.get(name, identity) != identity:
+            other = f"began on another {cli.flag_of(name)} than {getattr(config, name)}"
+            raise InputError(f"--resume {run}: {other}, by hash")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -81,6 +81,13 @@ def test_a_foreign_description_is_refused(folder, tiny, text):
         read_candidates(folder, tiny)
 
 
+def test_a_description_without_provenance_is_refused(folder, tiny):
+    description = json.loads((folder / "candidates.json").read_text())
+    (folder / "candidates.json").write_text(json.dumps({**description, "provenance": None}))
+    with pytest.raises(InputError, match=r"candidates\.json: provenance"):
+        read_candidates(folder, tiny)
+
+
 def resign(folder) -> None:
     """Makes the hashes fit, so that only the content is at fault."""
     description = json.loads((folder / "candidates.json").read_text())

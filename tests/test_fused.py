@@ -62,20 +62,25 @@ def test_resumed_equals_uninterrupted(fused: Path, tmp_path):
 def test_other_intents_do_not_resume(fused: Path, tiny: SessionDataset, tmp_path, refused):
     again = tmp_path / "again"
     shutil.copytree(fused, again)
-    (again / "results.json").unlink()
     other = write_tiny_intents(tmp_path / "other", tiny, seed=8)
     flags = ("--config", fused / "config.yaml", "--out", again, "--resume")
+    assert "began on another --intents than" in refused(main, *flags, "--intents", other), "finished or not"
+    (again / "results.json").unlink()
     assert "began on another --intents than" in refused(main, *flags, "--intents", other)
     assert "--align directau, not kl" in refused(main, *flags, "--align", "kl")
 
 
-def test_candidates_need_the_intents_where_they_are_now(fused: Path, tiny_intents: Path, tmp_path, refused):
+def test_candidates_need_the_intents_where_they_are_now(
+    fused: Path, tiny: SessionDataset, tiny_intents: Path, tmp_path, refused
+):
     moved = tmp_path / "moved"
     shutil.copytree(fused, moved)
     description = json.loads((moved / "model.json").read_text())
     (moved / "model.json").write_text(json.dumps(description | {"intents": str(tmp_path / "gone")}))
     flags = ("--run", moved, "--k", 5, "--out", tmp_path / "found")
     assert "gone" in refused(candidates.main, *flags)
+    other = write_tiny_intents(tmp_path / "other", tiny, seed=8)
+    assert "not the intents" in refused(candidates.main, *flags, "--intents", other)
     assert not (tmp_path / "found").exists()
     for run, more in ((moved, ("--intents", tiny_intents)), (fused, ())):
         out = tmp_path / f"of-{run.name}"
@@ -136,7 +141,7 @@ def test_bad_flags_and_foreign_folders(tiny: SessionDataset, tiny_intents, tmp_p
     assert "--align infonce: needs --intents" in refused(main, *flags, "--align", "infonce")
     assert "--ablation no-latent: needs --intents" in refused(main, *flags, "--ablation", "no-latent")
     fusing = (*flags, "--intents", tiny_intents)
-    assert "--intent-dropout 1.0: at least 0 and below 1" in refused(main, *fusing, "--intent-dropout", 1)
+    assert "--intent-dropout 1.0: at least 0 and below 0.999" in refused(main, *fusing, "--intent-dropout", 1)
     assert "--align-weight -1.0" in refused(main, *fusing, "--align-weight", -1)
     assert "nowhere" in refused(main, *flags, "--intents", tmp_path / "nowhere")
     other = write_tiny(tmp_path / "other", seed=9)
