@@ -197,7 +197,7 @@ def write_item_text(
     Raises:
       InputError: the folder exists, or the embeddings do not fit the dataset.
     """
-    with staged_folder(folder, marker="meta.json", overwrite=overwrite) as staged:
+    with staged_folder(folder, marker="item_text_embeddings.npy", overwrite=overwrite) as staged:
         write_npy(staged / "item_text_embeddings.npy", embeddings)
         titled = int(np.count_nonzero(np.any(embeddings != 0, axis=1)))
         counts = {"d_text": int(embeddings.shape[1]), "items_with_text": titled}
@@ -234,7 +234,7 @@ def write_new_items(folder: Path, items: NewItems, dataset: SessionDataset, *, o
     Raises:
       InputError: the folder exists, or the arrays do not fit each other.
     """
-    with staged_folder(folder, marker="meta.json", overwrite=overwrite) as staged:
+    with staged_folder(folder, marker="new_item_ids.npy", overwrite=overwrite) as staged:
         for name in _NEW_ITEMS:
             write_npy(staged / f"new_item_{name}.npy", getattr(items, name))
         counts = {"d_text": int(items.embeddings.shape[1]), "items": len(items.ids)}

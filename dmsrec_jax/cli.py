@@ -163,12 +163,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _config_path(argv: list[str]) -> Path | None:
-    for place, word in enumerate(argv):
+    path = None
+    for place, word in enumerate(argv):  # the last one counts, as of any flag
         if word == "--config" and argv[place + 1 :]:
-            return Path(argv[place + 1])
+            path = Path(argv[place + 1])
         if word.startswith("--config="):
-            return Path(word.removeprefix("--config="))
-    return None
+            path = Path(word.removeprefix("--config="))
+    return path
 
 
 def from_mapping(config: type[C], values: Mapping[str, Any], *, source: Path) -> C:

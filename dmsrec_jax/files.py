@@ -123,6 +123,16 @@ def locked(folder: Path) -> IO[bytes]:
     return lock
 
 
+def check_unlocked(folder: Path) -> None:
+    """Refuses a folder, which may be missing, while another process holds its `locked` file.
+
+    Raises:
+      InputError: it does.
+    """
+    if (folder / "lock").is_file():
+        locked(folder).close()
+
+
 def _prefix(path: Path) -> str:
     """How this process's temporary names for ``path`` begin."""
     return f".{path.name}.{_HOST}.{os.getpid()}."

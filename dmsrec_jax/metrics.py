@@ -2,7 +2,7 @@
 
 Ranks come in two views, the columns of a run's ``ranks.npy`` (int32 [n, 2]): ``raw``, and ``exclude_seen`` with the
 session's own items left out of the list. Ties count against the target. A target that is itself an item of its session
-cannot be recommended under exclusion: its rank there is n_items + 1.
+cannot be recommended under exclusion: its rank there is `out_of_reach`.
 """
 
 from typing import Any
@@ -15,6 +15,11 @@ VIEWS = ("raw", "exclude_seen")
 """The columns of ``ranks.npy``."""
 METRICS = tuple(f"{metric}@{k}" for metric in ("hr", "mrr", "ndcg") for k in KS)
 """Names of the reported metrics, the columns of `contributions`."""
+
+
+def out_of_reach(n_items: int) -> int:
+    """A rank behind every list, however small the catalogue."""
+    return n_items + KS[-1]
 
 
 def hit_rate(ranks, k: int):
@@ -65,5 +70,5 @@ def rank_targets(scores: np.ndarray, targets: np.ndarray, rows: np.ndarray, seen
     raw = n_items - below.sum(axis=1)
     below[rows, seen - 1] = True
     excluded = n_items - below.sum(axis=1)
-    excluded[rows[seen == targets[rows]]] = n_items + 1
+    excluded[rows[seen == targets[rows]]] = out_of_reach(n_items)
     return np.stack([raw, excluded], axis=1).astype(np.int32)

@@ -23,6 +23,8 @@ from dmsrec_jax.outcome import FREE
 from dmsrec_jax.recipe import FUSED_FLAGS, check_flags
 from dmsrec_jax.results import print_differences, print_results, read_results
 
+FOLDERS = ("plain", "candidates", "intents", "fused", "neighbors", "report")
+"""What it makes, and makes anew."""
 OF_SPEED = {"batch-size", "concurrency", "gpu-memory-utilization", "retries", "tensor-parallel", "timeout", "base-url"}
 FREE_OF_ANSWERS = OF_SPEED | {"pooling", "embedding-dtype", "explicit-rule"}
 """Flags of `llm_stage.run` that no answer depends on: how fast it comes, and what is made of it."""
@@ -36,10 +38,17 @@ def pipeline(config: PipelineConfig) -> None:
     dataset = SessionDataset.load(config.dataset, verify=True)
     if dataset.titles is None:
         raise InputError(f"{config.dataset}: has no titles, so no engine can name intents")
+    if not 1 <= config.k <= dataset.n_items:
+        raise InputError(f"--k {config.k}: 1 to {dataset.n_items} items can be had")
+    if config.bootstrap < 2:
+        raise InputError(f"--bootstrap {config.bootstrap}: at least 2 resamples are due")
+    llm_flags(config)
     if config.llm_python is not None and not config.llm_python.is_file():
         raise InputError(f"--llm-python {config.llm_python}: no such file")
     out, data = config.out, {"dataset": config.dataset}
     described = {"dataset": config.dataset / "meta.json"}
+    if not (out / "steps").is_dir() and (there := [name for name in FOLDERS if (out / name).exists()]):
+        raise InputError(f"--out {out}: holds {there[0]}, which no pipeline made; give another folder")
     with Once(out, 7, console) as once:
 
         def train(name: str, flags: Mapping[str, Any], inputs: Mapping[str, Path]) -> Path:
@@ -126,10 +135,18 @@ def train_flags(config: PipelineConfig) -> dict[str, Any]:
 
 
 def llm_flags(config: PipelineConfig) -> dict[str, list[str]]:
-    """The words of --llm-flags by flag; a file among them by its hash."""
+    """The words of --llm-flags by flag; a file among them by its hash.
+
+    Raises:
+      InputError: a quotation has no end.
+    """
     found: dict[str, list[str]] = {}
     values: list[str] = []
-    for word in shlex.split(config.llm_flags):
+    try:
+        words = shlex.split(config.llm_flags)
+    except ValueError as error:
+        raise InputError(f"--llm-flags {config.llm_flags}: {error}") from None
+    for word in words:
         if word.startswith("--"):
             name, *rest = word.removeprefix("--").split("=", 1)
             found[name.replace("_", "-")] = values = rest

@@ -65,7 +65,8 @@ def read_plan(command: SweepConfig) -> tuple[dict[str, dict[str, Any]], list[Mem
         base |= _named(given, command.base, "settings")
     base |= {name: value for name in OVERRIDES if (value := getattr(command, name)) is not None}
     settings = _settings(spec, path)
-    seeds = command.seeds or _seeds(spec.get("seeds", [0]), path)
+    found = (list(command.seeds), "--seeds") if command.seeds else (spec.get("seeds", [0]), f"{path}: seeds")
+    seeds = _seeds(*found)
     members = []
     for name, overrides in settings.items():
         values = base | overrides
@@ -126,11 +127,11 @@ def _settings(spec: Mapping[str, Any], path: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _seeds(seeds: Any, path: Path) -> tuple[int, ...]:
-    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
-        raise InputError(f"{path}: seeds: a list of whole numbers is due")
+def _seeds(seeds: Any, place: str) -> tuple[int, ...]:
+    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
+        raise InputError(f"{place}: a list of whole numbers is due, none below 0")
     if len(set(seeds)) < len(seeds):
-        raise InputError(f"{path}: seeds: one is there twice")
+        raise InputError(f"{place}: one is there twice")
     return tuple(seeds)
 
 

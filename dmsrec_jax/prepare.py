@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def prepare(config: Prepare) -> None:
     """Reads the source that ``config`` is of, writes the dataset folder and prints its Table 1 row."""
-    check_replaceable(config.out, marker="meta.json", overwrite=config.overwrite)  # before hours of reading
+    check_replaceable(config.out, marker="sessions_items.npy", overwrite=config.overwrite)  # before hours of reading
     prepared, provenance = _read(config)
     name = config.name or config.out.resolve().name
     dataset = write_dataset(prepared, config.out, name=name, provenance=provenance, overwrite=config.overwrite)

@@ -66,7 +66,8 @@ def check_flags(config: TrainConfig) -> None:
     for name, least in AT_LEAST.items():
         value, limit = getattr(config, name), BELOW.get(name, math.inf)
         if value is not None and not least <= value < limit:
-            bounds = f"at least {least}" + (f" and below {limit}" if name in BELOW else "")
+            most = f" and below {limit}" if name in BELOW else " and finite" if value == math.inf else ""
+            bounds = f"at least {least}{most}"
             raise InputError(f"{flag_of(name)} {value}: {bounds} is due")
     plain = TrainConfig(config.backbone)
     for name in FUSED_FLAGS if config.intents is None else ():

@@ -5,6 +5,7 @@ model.json     schema version, model settings, the dataset's path, name and hash
 model/         parameters and constants (orbax)
 config.yaml    the settings of the command that made it
 results.json, ranks.npy, metrics.jsonl, checkpoints/: see `results` and `train`
+lock           held by the process that trains it
 """
 
 import dataclasses
@@ -73,11 +74,11 @@ class Run:
         if folder is None:
             raise InputError(f"{self.path}: a fused model; --intents is due")
         intents = read_intents(folder, self.dataset)
-        if self.intents_hash not in (None, sha256(folder / "meta.json")):
-            raise InputError(f"{folder}: not the intents {self.path} was trained with, by hash")
         width = intents.embeddings.shape[1]
         if width != self.settings.d_text:
             raise InputError(f"{folder}: vectors of width {width}; {self.path} takes {self.settings.d_text}")
+        if self.intents_hash not in (None, sha256(folder / "meta.json")):
+            raise InputError(f"{folder}: not the intents {self.path} was trained with, by hash")
         return intents
 
     def scorer(self, part: str, intents: Intents | None) -> Scorer:

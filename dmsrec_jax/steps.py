@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from dmsrec_jax.graphs import Budget, SessionBatch, SessionGraphs, pack
 from dmsrec_jax.layers import Unpenalised
+from dmsrec_jax.metrics import out_of_reach
 from dmsrec_jax.model import Hyper, SessionModel
 
 
@@ -141,7 +142,7 @@ def target_ranks(logits: Float[Array, "B items"], batch: SessionBatch) -> Int[Ar
     ahead = ~(logits[session, items] < own[session, 0]) & ~is_target & real
     seen_ahead = batch.sum_sessions(ahead.astype(jnp.int32), batch.node_session)
     target_seen = batch.sum_sessions((is_target & real).astype(jnp.int32), batch.node_session) > 0
-    return jnp.stack([raw, jnp.where(target_seen, n_items + 1, jnp.maximum(raw - seen_ahead, 1))], axis=1)
+    return jnp.stack([raw, jnp.where(target_seen, out_of_reach(n_items), jnp.maximum(raw - seen_ahead, 1))], axis=1)
 
 
 def without_seen(logits: Float[Array, "B items"], batch: SessionBatch) -> Float[Array, "B items"]:

@@ -19,7 +19,7 @@ from dmsrec_jax.config import SweepConfig
 from dmsrec_jax.data import SessionDataset
 from dmsrec_jax.data.demo import demo_dataset
 from dmsrec_jax.errors import InputError
-from dmsrec_jax.files import read_json, staged_folder, write_json
+from dmsrec_jax.files import check_unlocked, locked, read_json, staged_folder, write_json
 from dmsrec_jax.group import train_group
 from dmsrec_jax.metrics import METRICS, by_view
 from dmsrec_jax.outcome import check_same_settings
@@ -51,13 +51,14 @@ def sweep(config: SweepConfig) -> None:
     gathered = [(group, read_artifacts(group[0].config, dataset)) for group in groups(members)]
     summary = open_sweep(config, members, gathered, dataset)
     started = time.perf_counter()
-    for number, (group, inputs) in enumerate(gathered, start=1):
-        missing = [member for member in group if not is_done(config.out, member)]
-        console.print(f"program {number} of {len(gathered)}: {len(missing)} of {len(group)} runs to do")
-        if missing:
-            train_group(config.out, missing, inputs, devices, at_once, console)
-    summary["settings"] = sum_up(config.out, settings, members, summary["settings"])
-    write_json(config.out / "sweep.json", summary)
+    with locked(config.out):
+        for number, (group, inputs) in enumerate(gathered, start=1):
+            missing = [member for member in group if not is_done(config.out, member)]
+            console.print(f"program {number} of {len(gathered)}: {len(missing)} of {len(group)} runs to do")
+            if missing:
+                train_group(config.out, missing, inputs, devices, at_once, console)
+        summary["settings"] = sum_up(config.out, settings, members, summary["settings"])
+        write_json(config.out / "sweep.json", summary)
     print_sweep(summary)
     console.print(f"{len(members)} runs in {time.perf_counter() - started:.0f} s: {config.out}", soft_wrap=True)
 
@@ -75,7 +76,8 @@ def open_sweep(
     """Makes the folder ready, and gives ``sweep.json`` as it is before any results.
 
     Raises:
-      InputError: the folder holds something else, or runs with other settings or data.
+      InputError: the folder holds something else, or runs with other settings or data, or another process is at work
+        there.
     """
     out = config.out
     hashes: dict[str, dict[str, str | None]] = {}
@@ -88,6 +90,7 @@ def open_sweep(
         "inputs": hashes,
         "settings": [],
     }
+    check_unlocked(out)
     if not (out / "sweep.json").is_file() or config.overwrite:
         with staged_folder(out, marker="sweep.json", overwrite=config.overwrite) as staged:
             write_json(staged / "sweep.json", summary)

@@ -15,7 +15,7 @@ from dmsrec_jax.data import SessionDataset, Split
 from dmsrec_jax.data.demo import demo_dataset
 from dmsrec_jax.epochs import EpochProgram
 from dmsrec_jax.errors import InputError
-from dmsrec_jax.files import read_json, staged_folder
+from dmsrec_jax.files import check_unlocked, locked, read_json, staged_folder
 from dmsrec_jax.graphs import IntentRows
 from dmsrec_jax.history import (
     History,
@@ -27,9 +27,20 @@ from dmsrec_jax.history import (
     write_tensorboard,
 )
 from dmsrec_jax.metrics import summarise
+from dmsrec_jax.model import ModelSettings
 from dmsrec_jax.outcome import Trained, check_same_settings, epoch_entry, kept_settings, write_outcome
 from dmsrec_jax.parallel import Devices, split_cpu
-from dmsrec_jax.recipe import Inputs, check_flags, hyper, item_graph, model_settings, parts, read_artifacts, run_keys
+from dmsrec_jax.recipe import (
+    Inputs,
+    Parts,
+    check_flags,
+    hyper,
+    item_graph,
+    model_settings,
+    parts,
+    read_artifacts,
+    run_keys,
+)
 from dmsrec_jax.results import print_results
 from dmsrec_jax.runs import new_model, write_config
 from dmsrec_jax.scoring import Scorer
@@ -46,15 +57,23 @@ def train(config: TrainConfig) -> None:
         summary_writer()
     dataset = SessionDataset.load(config.dataset) if config.dataset else demo_dataset(Path("datasets"))
     inputs = read_artifacts(config, dataset)
-    run = open_run_folder(config, inputs)
-    if run is None:
-        return
-    (rows, intents), valid, test, sessions = parts(config, inputs)
-    settings = model_settings(config, inputs)
+    of_parts, settings = parts(config, inputs), model_settings(config, inputs)
+    devices = Devices(config.devices, config.batch_size)
+    run = open_run_folder(config, inputs)  # once nothing can be wrong with the flags
+    if run is not None:
+        with locked(run):
+            train_in(run, config, inputs, of_parts, settings, devices)
+
+
+def train_in(
+    run: Path, config: TrainConfig, inputs: Inputs, of_parts: Parts, settings: ModelSettings, devices: Devices
+) -> None:
+    """Trains in a run folder that is ready, from its last checkpoint where it has one."""
+    dataset = inputs.dataset
+    (rows, intents), valid, test, sessions = of_parts
     graph = item_graph(config, dataset, sessions)
     init_key, dropout_key, order_key = run_keys(config.seed)
     program, params = new_model(settings, graph, init_key, inputs.item_text)
-    devices = Devices(config.devices, config.batch_size)
     epoch_program = EpochProgram(
         rows, config.batch_size, program, devices, order_key, console, intents, config.device_data_mb
     )
@@ -112,11 +131,16 @@ def train(config: TrainConfig) -> None:
 
 
 def open_run_folder(config: TrainConfig, inputs: Inputs) -> Path | None:
-    """The run folder, made ready; None where the run is finished already and --resume has nothing to do."""
+    """The run folder, made ready; None where the run is finished already and --resume has nothing to do.
+
+    Raises:
+      InputError: the folder holds something else, another process is at work there, or the run began otherwise.
+    """
     dataset = inputs.dataset
     run = config.out or Path("runs") / f"{dataset.name}-{config.backbone}-{config.seed}"
     if run.exists() and not run.is_dir():
         raise InputError(f"--out {run}: exists and is not a folder")
+    check_unlocked(run)
     kept = kept_settings(config, dataset, run)
     if config.resume and (run / "config.yaml").is_file():
         check_same_settings(run, config, "--resume ")

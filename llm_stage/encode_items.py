@@ -19,7 +19,8 @@ from llm_stage.new_items import read_new_items_csv
 def encode_items(config: EncodeItemsConfig) -> None:
     """Writes the item text folder, or with --new-items the new items folder; items without a title get zeros."""
     console = Console(markup=False, highlight=False)
-    check_replaceable(config.out, marker="meta.json", overwrite=config.overwrite)  # before the encoding
+    marker = "item_text_embeddings.npy" if config.new_items is None else "new_item_ids.npy"
+    check_replaceable(config.out, marker=marker, overwrite=config.overwrite)  # before the encoding
     dataset = SessionDataset.load(config.dataset)
     if config.new_items is not None:
         ids, titles = read_new_items_csv(config.new_items, dataset)

@@ -254,6 +254,8 @@ def test_item_text_that_is_written_is_read(tiny, tmp_path):
     assert json.loads((tmp_path / "items/meta.json").read_text())["counts"]["items_with_text"] == N_ITEMS
     with pytest.raises(InputError, match="--overwrite"):
         write_item_text(tmp_path / "items", embeddings, tiny, {})
+    with pytest.raises(InputError, match="it is something else"):
+        write_item_text(tiny.path, embeddings, tiny, {}, overwrite=True)
 
 
 @pytest.mark.parametrize(("rows", "value"), [(N_ITEMS, 1.0), (N_ITEMS + 1, np.inf)])

@@ -1,7 +1,18 @@
 import numpy as np
 import pytest
 
-from dmsrec_jax.metrics import KS, METRICS, VIEWS, contributions, hit_rate, mrr, ndcg, rank_targets, summarise
+from dmsrec_jax.metrics import (
+    KS,
+    METRICS,
+    VIEWS,
+    contributions,
+    hit_rate,
+    mrr,
+    ndcg,
+    out_of_reach,
+    rank_targets,
+    summarise,
+)
 
 
 def test_metrics_by_hand():
@@ -49,7 +60,7 @@ def ranks_of(scores: list[float], target: int, seen: list[int]) -> list[int]:
         ([4, 3, 2, 1], 2, [4, 3], [2, 2]),  # worse items taken out change nothing
         ([4, 2, 2, 2], 3, [2], [4, 3]),  # ties count against the target
         ([0, 0, 0, 0], 1, [2], [4, 3]),
-        ([4, 3, 2, 1], 1, [1, 2], [1, 5]),  # a seen target can never be recommended
+        ([4, 3, 2, 1], 1, [1, 2], [1, 24]),  # a seen target can never be recommended, not among 20 items either
         ([np.nan, 3, 2, 1], 2, [4], [2, 2]),  # NaN is no way to win
         ([4, np.nan, 2, 1], 2, [1], [4, 3]),
     ],
@@ -69,4 +80,4 @@ def test_ranks_agree_with_a_plain_loop():
         others = [i for i in range(1, n_items + 1) if i != target and scores[row, i] >= scores[row, target]]
         allowed = [i for i in others if i not in session]
         assert ranks[row, 0] == 1 + len(others)
-        assert ranks[row, 1] == (n_items + 1 if target in session else 1 + len(allowed))
+        assert ranks[row, 1] == (out_of_reach(n_items) if target in session else 1 + len(allowed))

@@ -109,10 +109,15 @@ def test_an_llm_is_asked_again_only_what_may_be_answered_otherwise(tmp_path):
 
 
 def test_bad_input_is_told_before_any_step(tiny, tmp_path, refused):
-    flags = ("--backbone", "gcegnn", "--engine", "retrieval", "--out", tmp_path / "out")
+    flags = ("--backbone", "gcegnn", "--engine", "retrieval", "--k", 5, "--out", tmp_path / "out")
     assert "nowhere" in refused(main, *flags, "--dataset", tmp_path / "nowhere")
     assert "--alpha -1.0" in refused(main, *flags, "--dataset", tiny.path, "--alpha", -1)
     assert "--llm-python" in refused(main, *flags, "--dataset", tiny.path, "--llm-python", tmp_path / "python")
+    for flag, value in (("--k", 31), ("--bootstrap", 1), ("--llm-flags", "--prompt 'x")):
+        assert f"{flag} {value}" in refused(main, *flags, "--dataset", tiny.path, f"{flag}={value}")
+    of_train = tmp_path / "runs" / "plain"
+    of_train.mkdir(parents=True)
+    assert "holds plain" in refused(main, *flags, "--dataset", tiny.path, "--out", of_train.parent)
     broken = write_tiny(tmp_path / "broken")
     (broken.path / "titles.json").write_text("[]")
     assert "titles.json: its SHA-256" in refused(main, *flags, "--dataset", broken.path)

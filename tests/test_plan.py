@@ -7,6 +7,7 @@ import yaml
 
 from dmsrec_jax import sweep
 from dmsrec_jax.config import SweepConfig
+from dmsrec_jax.errors import InputError
 from dmsrec_jax.plan import groups, read_plan
 
 BASE = {"backbone": "srgnn", "intents": "intents/x", "align-weight": 0.3}
@@ -85,7 +86,7 @@ def test_what_is_traced_shares_a_program(plan):
         ({"base": BASE, "grid": {"alpha": [-1.0]}}, "alpha=-1.0: --alpha -1.0: at least 0 is due"),
         ({"base": BASE, "grid": {"alpha": [1]}, "settings": {"a": {"alpha": 2}}}, "a: alpha is in grid as well"),
         ({"base": {"intents": "x"}}, "base: backbone is missing"),
-        ({"base": BASE, "seeds": 3}, "seeds: a list of whole numbers is due"),
+        ({"base": BASE, "seeds": 3}, "seeds: a list of whole numbers is due, none below 0"),
         ({"base": BASE, "seeds": [3, 3]}, "seeds: one is there twice"),
         ({"base": BASE, "settings": {"p": {"intents": None, "alpha": 2.0}}}, "p: --alpha 2.0: needs --intents"),
     ],
@@ -98,6 +99,20 @@ def test_mistakes_are_named_with_their_file(spec, words, tmp_path, refused):
     assert f"error: {path}: " in error
     assert words in error
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("seeds", "words"), [((0, 0), "one is there twice"), ((-1,), "none below 0")])
+def test_seeds_of_the_command_are_checked_as_well(seeds, words, plan):
+    with pytest.raises(InputError, match=f"^--seeds: .*{words}"):
+        plan({"seeds": seeds}, base=BASE)
+
+
+def test_settings_that_are_one_are_refused(plan):
+    settings = {"plain": {"intents": None}, "fused": {}}
+    with pytest.raises(InputError, match="plain and fused are the same; --intents would"):
+        plan(base={"backbone": "srgnn"}, settings=settings)
+    with pytest.raises(InputError, match=r"fused and again are the same$"):
+        plan(base=BASE, settings={"fused": {}, "again": {"alpha": 1.0}})
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

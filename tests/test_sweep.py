@@ -107,6 +107,16 @@ def test_run_again_it_trains_what_is_missing(swept: Path, tiny: SessionDataset, 
     np.testing.assert_allclose(one, other, atol=1)
     assert (again / "weak" / "seed-4" / "results.json").stat().st_mtime_ns == kept
     assert "began with --epochs 12, not 2" in refused(sweep.main, *flags, "--intents", tiny_intents, "--epochs", 2)
+    changed = ("--intents", tiny_intents, "--epochs", 2, "--seeds", 5)
+    assert "began with --epochs 12, not 2" in refused(sweep.main, *flags, *changed), "seeds are summed up together"
+    other_plan = write_plan(tmp_path / "plan.yaml", base=BASE | {"backbone": "srgnn"}, settings={"free": {"epochs": 1}})
+    call(sweep.main, "--config", other_plan, *flags[2:])
+    entries = {entry["name"]: entry for entry in read(again / "sweep.json")["settings"]}
+    assert entries["weak"]["runs"] == ["weak/seed-3", "weak/seed-4"], "another plan's results stay"
+    assert entries["free"]["runs"] == ["free/seed-0"]
+    call(sweep.main, "--config", other_plan, *flags[2:], "--seeds", 1)
+    entries = {entry["name"]: entry for entry in read(again / "sweep.json")["settings"]}
+    assert entries["free"]["runs"] == ["free/seed-0", "free/seed-1"]
     other_data = write_tiny(tmp_path / "other", seed=9)
     other = write_tiny_intents(tmp_path / "intents", other_data)
     moved = ("--config", swept.parent / "plan.yaml", "--dataset", other_data.path, "--intents", other, "--out", again)

@@ -7,8 +7,9 @@ import pytest
 import yaml
 
 from dmsrec_jax.data import SessionDataset
+from dmsrec_jax.files import locked
 from dmsrec_jax.history import best_epoch, best_of_each
-from dmsrec_jax.metrics import METRICS, VIEWS, summarise
+from dmsrec_jax.metrics import METRICS, VIEWS, out_of_reach, summarise
 from dmsrec_jax.runs import load_run
 from dmsrec_jax.train import main
 from tests.conftest import SMALL, write_tiny
@@ -26,6 +27,7 @@ def test_what_a_run_leaves_behind(tiny: SessionDataset, trained: Path):
     assert {path.name for path in trained.iterdir()} == {
         "checkpoints",
         "config.yaml",
+        "lock",
         "metrics.jsonl",
         "model",
         "model.json",
@@ -52,7 +54,7 @@ def test_seen_items_only_ever_move_a_target_up_or_out(tiny: SessionDataset, trai
     raw, excluded = np.load(trained / "ranks.npy").T
     seen = np.array([target in tiny.test[i] for i, target in enumerate(tiny.test.targets)])
     assert 0 < seen.mean() < 1
-    assert (excluded[seen] == tiny.n_items + 1).all()
+    assert (excluded[seen] == out_of_reach(tiny.n_items)).all()
     assert (excluded[~seen] <= raw[~seen]).all()
 
 
@@ -183,7 +185,17 @@ def test_names_are_printed_as_they_are(tiny: SessionDataset, tmp_path, capsys):
 def test_bad_flags_are_named(tiny: SessionDataset, tmp_path, refused, flag, value):
     error = refused(main, "--backbone", "gcegnn", "--dataset", tiny.path, "--out", tmp_path / "run", flag, value)
     assert flag in error or str(value) in error
-    assert "results.json" not in {path.name for path in tmp_path.rglob("*")}
+    assert not list(tmp_path.iterdir()), "the right command must not find anything in its way"
+
+
+def test_a_run_is_not_replaced_for_what_cannot_be_made(tiny: SessionDataset, tmp_path, refused):
+    run = tmp_path / "run"
+    call("--backbone", "srgnn", "--dataset", tiny.path, "--out", run, *SMALL, "--epochs", 1)
+    flags = ("--config", run / "config.yaml", "--out", run, "--overwrite")
+    assert "--devices 9" in refused(main, *flags, "--devices", 9)
+    with locked(run):
+        assert "another process is at work" in refused(main, *flags)
+    assert (run / "results.json").is_file()
 
 
 def test_a_diverging_loss_says_so(tiny: SessionDataset, tmp_path, refused):

@@ -49,7 +49,7 @@ def write_dataset(
     for split, what in ((train, "training"), (prepared.test, "test")):
         if not len(split):
             raise InputError(f"{out}: nothing to write, no {what} session of two clicks or more is left")
-    with staged_folder(out, marker="meta.json", overwrite=overwrite) as folder:
+    with staged_folder(out, marker="sessions_items.npy", overwrite=overwrite) as folder:
         for what, split in (("train", train), ("test", prepared.test)):
             _write_csr(folder, what, split)
             write_npy(folder / f"{what}_targets.npy", split.targets.astype(np.int32, copy=False))
