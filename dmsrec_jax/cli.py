@@ -58,7 +58,7 @@ def run(
         print(f"{name}: terminated", file=sys.stderr)
         raise SystemExit(143) from None
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         print(f"{name}: error: out of memory{_to_lower(config)}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -80,7 +80,7 @@ def _sigterm_raises() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """numpy's and Python's, or (by name: neither jax nor torch is imported here) jax's and torch's."""
     return (
         isinstance(error, MemoryError)

@@ -151,7 +151,8 @@ class SweepConfig:
     seeds: tuple[int, ...] | None = None
     """Seeds, in place of the file's."""
     members_at_once: int | None = None
-    """Runs that train at once on each device; if left out 1 on a CPU, 16 elsewhere."""
+    """Runs that train at once on each device, fewer where memory does not suffice; if left out 1 on a CPU, 16
+    elsewhere."""
     devices: int | None = None
     """Devices to train on, each its own runs: GPUs, or cores of a CPU; all of them if left out."""
     overwrite: bool = False

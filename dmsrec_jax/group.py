@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 from rich.console import Console
 
+from dmsrec_jax.cli import is_out_of_memory
 from dmsrec_jax.data import Split
 from dmsrec_jax.files import staged_folder
 from dmsrec_jax.graphs import IntentRows
@@ -58,14 +59,14 @@ class Runner:
 def train_group(
     out: Path, members: list[Member], inputs: Inputs, devices: Devices, at_once: int, console: Console
 ) -> None:
-    """Trains runs of one program, ``at_once`` on each device, and writes those that end; says which do not.
+    """Trains runs of one program, and writes those that end; says which do not.
 
     Args:
       out: the sweep's folder.
       members: as of `plan.groups`.
       inputs: their data.
       devices: each trains runs of its own.
-      at_once: runs at once on a device.
+      at_once: runs at once on a device; fewer where memory does not suffice.
       console: where progress is shown.
     """
     config = members[0].config
@@ -88,16 +89,31 @@ def train_group(
     no_intent = judge_of(inputs.dataset.test, None) if config.intents else None
     judges = Judges(of_test if valid is None else judge_of(*valid), of_test, no_intent)
     program = MemberProgram(rows, config.batch_size, model, devices, console, intents)
-    rounds = -(-len(members) // (at_once * devices.count))
-    size = -(-len(members) // (rounds * devices.count)) * devices.count
-    for first in range(0, len(members), size):
-        runners = [runner(member) for member in members[first : first + size]]
-        compile_seconds = train_together(program, runners, size, judges.epochs, len(rows), console)
+    waiting, size = list(members), even_size(len(members), at_once, devices.count)
+    while waiting:
+        runners = [runner(member) for member in waiting[:size]]
+        try:
+            compile_seconds = train_together(program, runners, size, judges.epochs, len(rows), console)
+        except (MemoryError, RuntimeError) as error:
+            if size == devices.count or not is_out_of_memory(error):
+                raise
+            fewer = even_size(len(waiting), size // devices.count // 2, devices.count)
+            console.print(f"out of memory with {size} runs at once; {fewer} from here on")
+            program.forget()
+            size = fewer
+            continue
+        waiting = waiting[size:]
         for one in runners:
             if one.failure is None:
                 write_run(out / one.member.folder, one, inputs, judges, compile_seconds)
             else:
                 console.print(f"{one.member}: {one.failure}; try a smaller lr than {one.member.config.lr}")
+
+
+def even_size(n: int, at_once: int, devices: int) -> int:
+    """Runs of a round, a multiple of ``devices``: at most ``at_once`` on each, and rounds of one size."""
+    rounds = -(-n // (at_once * devices))
+    return -(-n // (rounds * devices)) * devices
 
 
 def train_together(

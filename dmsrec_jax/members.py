@@ -100,6 +100,10 @@ class MemberProgram:
                 bar.update(task, completed=done, rate=rate, loss=f"loss {np.mean(losses[-1]):.4f}")
         return np.concatenate(losses, axis=1).astype(np.float64).mean(axis=1)
 
+    def forget(self) -> None:
+        """Gives up what `start` made: the next one may be of another number of members."""
+        self._state = self._fixed = self._compiled = None
+
     def params(self) -> nnx.State:
         """All members' parameters on the host, [members, ...]."""
         return self._devices.collect(self._state.params)

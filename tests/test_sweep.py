@@ -12,6 +12,7 @@ import yaml
 
 from dmsrec_jax import sweep
 from dmsrec_jax.data import SessionDataset
+from dmsrec_jax.members import MemberProgram
 from dmsrec_jax.metrics import METRICS, VIEWS
 from dmsrec_jax.runs import load_run
 from dmsrec_jax.train import main as train
@@ -141,6 +142,25 @@ def test_a_run_that_diverges_leaves_the_others(tiny: SessionDataset, tmp_path, c
     assert calm["runs"] == ["lr=0.01/seed-0"]
     assert wild["missing"] == ["lr=1e+38/seed-0"]
     assert not (tmp_path / "out" / "lr=1e+38").exists()
+
+
+def test_where_memory_does_not_suffice_fewer_train_at_once(tiny: SessionDataset, tmp_path, capsys, monkeypatch):
+    class JaxRuntimeError(RuntimeError):
+        """As jax names its own."""
+
+    def run_out(self, epoch: int, run=MemberProgram.run):
+        if len(self._keys) > 2:
+            raise JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        return run(self, epoch)
+
+    monkeypatch.setattr(MemberProgram, "run", run_out)
+    base = BASE | {"backbone": "srgnn", "epochs": 1}
+    plan = write_plan(tmp_path / "plan.yaml", base=base, grid={"lr": [0.01, 0.02, 0.03]})
+    flags = ("--config", plan, "--dataset", tiny.path, "--out", tmp_path / "out", "--devices", 1)
+    call(sweep.main, *flags, "--members-at-once", 9)
+    printed = capsys.readouterr().out
+    assert "out of memory with 3 runs at once" in printed
+    assert all(not entry["missing"] for entry in read(tmp_path / "out" / "sweep.json")["settings"])
 
 
 def test_four_devices_train_what_one_does(tiny: SessionDataset, tiny_intents: Path, tmp_path):
