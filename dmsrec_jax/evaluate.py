@@ -13,6 +13,7 @@ from dmsrec_jax.errors import InputError
 from dmsrec_jax.files import check_replaceable, read_json, staged_folder
 from dmsrec_jax.metrics import by_view, summarise
 from dmsrec_jax.results import (
+    check_bootstrap,
     dataset_identity,
     dataset_of,
     differences,
@@ -42,8 +43,7 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> None:
     Raises:
       InputError: a flag is out of range, a folder is no run, or the runs' test sets differ.
     """
-    if config.bootstrap < 2:
-        raise InputError(f"--bootstrap {config.bootstrap}: at least 2 resamples are due")
+    check_bootstrap(config)
     if config.out is not None and not config.fuse:
         raise InputError(f"--out {config.out}: needs --fuse")
     if config.fuse_by != "ranks" and not config.fuse:

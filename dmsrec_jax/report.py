@@ -7,7 +7,6 @@ from dmsrec_jax import cli, report_figures, report_tables
 from dmsrec_jax.artifacts import read_intents
 from dmsrec_jax.config import ReportConfig
 from dmsrec_jax.data import SessionDataset
-from dmsrec_jax.errors import InputError
 from dmsrec_jax.files import check_replaceable, staged_folder
 from dmsrec_jax.report_data import (
     JudgedRun,
@@ -22,7 +21,7 @@ from dmsrec_jax.report_data import (
 from dmsrec_jax.report_examples import draw, examples
 from dmsrec_jax.report_page import figure, heading, page, paragraph
 from dmsrec_jax.report_tables import as_html, as_markdown
-from dmsrec_jax.results import differences, intervals, percent
+from dmsrec_jax.results import check_bootstrap, differences, intervals, percent
 
 EXAMPLES = 10
 """Sessions shown."""
@@ -44,8 +43,7 @@ def report(config: ReportConfig) -> None:
     Raises:
       InputError: a flag is out of range, a folder is no run, or the runs belong to different data sets.
     """
-    if config.bootstrap < 2:
-        raise InputError(f"--bootstrap {config.bootstrap}: at least 2 resamples are due")
+    check_bootstrap(config)
     check_replaceable(config.out, marker="report.html", overwrite=config.overwrite)
     dataset, runs = read_runs(config)
     source, paper = published(dataset.name, [*dict.fromkeys(run.results["model"] for run in runs)])
