@@ -18,7 +18,7 @@ from dmsrec_jax.report_data import (
     read_runs,
     sweeps,
 )
-from dmsrec_jax.report_examples import draw, examples
+from dmsrec_jax.report_examples import choose, draw, examples
 from dmsrec_jax.report_page import figure, heading, page, paragraph
 from dmsrec_jax.report_tables import as_html, as_markdown
 from dmsrec_jax.results import check_bootstrap, differences, intervals, percent
@@ -68,8 +68,10 @@ def report(config: ReportConfig) -> None:
         rows = draw(dataset, EXAMPLES, config.seed)
         text = (
             f"{len(rows)} test sessions of different chains, drawn at random (seed {config.seed}); targets are marked. "
-            "Recommendations and ranks leave out seen items. Before: without intents; after: with them."
+            "Recommendations and ranks leave out seen items."
         )
+        if choose(runs)[1]:
+            text += " Before: without intents; after: with them."
         body += [heading("Example sessions"), paragraph(text, soft=True), *examples(dataset, runs, rows)]
 
     with staged_folder(config.out, marker="report.html", overwrite=config.overwrite) as folder:
@@ -120,7 +122,10 @@ def figures(dataset: SessionDataset, runs: Sequence[JudgedRun]) -> Iterator[Draw
             png = report_figures.intents(intent_counts(read_intents(folder, run.dataset)), run.engine)
             yield Drawn(f"intents-{len(seen)}", "Intents", caption, png)
     for number, sweep in enumerate(sweeps(runs), start=1):
-        caption = f"The paper's {sweep.name}; test set, means over runs that differ in their seed alone."
+        least, most = min(sweep.runs), max(sweep.runs)
+        count = str(most) if least == most else f"{least} to {most}"
+        each = f"the mean of {count} runs that differ in their seed alone" if most > 1 else "1 run"
+        caption = f"The paper's {sweep.name}; test set, {each} at each place."
         yield Drawn(f"sweep-{number}", "Settings", caption, report_figures.sweep(sweep))
 
 
