@@ -20,7 +20,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks.matmul_rate import Rate, measure, step_products
-from benchmarks.worker import COMPARED, Form, Measured, Task, serve
+from benchmarks.worker import COMPARED, PRODUCTS, Form, Measured, Task, serve
 from dmsrec_jax import cli
 from dmsrec_jax.config import Backbone
 from dmsrec_jax.data import SessionDataset
@@ -182,6 +182,7 @@ def compare(config: ThroughputConfig, dataset: SessionDataset, backbone: Backbon
         "batch": config.batch_size,
         "d": config.d,
         "dtype": "float32",
+        "matmul_precision": PRODUCTS[config.device],
         "rounds": config.rounds,
         "seconds_per_turn": config.seconds,
         "forms": forms,

@@ -10,6 +10,9 @@ from typing import Literal, NamedTuple, Protocol
 
 from dmsrec_jax.config import Backbone
 
+PRODUCTS = {"cpu": "float32", "cuda": "TF32"}
+"""Precision of matrix products by device: jax's default, which torch takes on GPUs only when told."""
+
 Form = Literal["jax", "tuned", "released"]
 COMPARED: tuple[Backbone, ...] = ("srgnn", "gcegnn", "tagnn", "share", "msgifsr")
 """Backbones that have PyTorch forms; others are measured alone."""

@@ -11,6 +11,7 @@ from dmsrec_jax import cli
 from dmsrec_jax.artifacts import write_candidates
 from dmsrec_jax.config import CandidatesConfig
 from dmsrec_jax.crossfit import cross_fitted, plan
+from dmsrec_jax.data import Sessions
 from dmsrec_jax.errors import InputError
 from dmsrec_jax.files import check_replaceable, sha256
 from dmsrec_jax.runs import load_run
@@ -21,9 +22,13 @@ def candidates(config: CandidatesConfig) -> None:
     console = Console(markup=False, highlight=False)
     check_replaceable(config.out, marker="candidates.json", overwrite=config.overwrite)  # before the scoring
     run = load_run(config.run, config.dataset)
+    if config.intents is not None and not run.settings.semantics:
+        raise InputError(f"--intents {config.intents}: {config.run} is a plain model, which reads none")
     room = run.dataset.n_items
     if config.exclude_seen:
-        room -= run.dataset.longest
+        room -= max(most_distinct(run.dataset.train), most_distinct(run.dataset.test))
+    if room < 1:
+        raise InputError(f"--exclude-seen: a session holds all {run.dataset.n_items} items, so none is left for it")
     if not 1 <= config.k <= room:
         raise InputError(f"--k {config.k}: 1 to {room} items can be had")
     folds = None
@@ -60,6 +65,16 @@ def candidates(config: CandidatesConfig) -> None:
         hit = 100 * np.mean((top_items == np.asarray(targets)[:, None]).any(1))
         console.print(f"{part}: {len(targets):,} sessions, target among the {config.k} in {hit:.2f} %")
     console.print(f"candidates: {config.out}")
+
+
+def most_distinct(sessions: Sessions) -> int:
+    """How many different items a session holds at most."""
+    lengths, most = sessions.lengths, 0
+    for row in np.argsort(-lengths):
+        if lengths[row] <= most:
+            break
+        most = max(most, len(np.unique(sessions[row])))
+    return most
 
 
 def main(argv: Sequence[str] | None = None) -> None:

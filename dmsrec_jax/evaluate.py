@@ -13,6 +13,7 @@ from dmsrec_jax.errors import InputError
 from dmsrec_jax.files import check_replaceable, read_json, staged_folder
 from dmsrec_jax.metrics import by_view, summarise
 from dmsrec_jax.results import (
+    check_bootstrap,
     dataset_identity,
     dataset_of,
     differences,
@@ -42,8 +43,7 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> None:
     Raises:
       InputError: a flag is out of range, a folder is no run, or the runs' test sets differ.
     """
-    if config.bootstrap < 2:
-        raise InputError(f"--bootstrap {config.bootstrap}: at least 2 resamples are due")
+    check_bootstrap(config)
     if config.out is not None and not config.fuse:
         raise InputError(f"--out {config.out}: needs --fuse")
     if config.fuse_by != "ranks" and not config.fuse:
@@ -53,6 +53,9 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> None:
     if config.fuse and config.compare is not None:
         raise InputError(f"--compare {config.compare}: not beside --fuse; compare the run that --out writes")
     if config.out is not None:  # before the scoring
+        for path in (config.run, *config.fuse):
+            if path.resolve().is_relative_to(config.out.resolve()):
+                raise InputError(f"--out {config.out}: would replace {path}, which is to be fused")
         check_replaceable(config.out, marker="results.json", overwrite=config.overwrite)
     about = _about(config.run)
     judged = _judge(config.run, about, SessionDataset.load(config.dataset or Path(about["dataset"]["path"])), config)

@@ -39,6 +39,8 @@ def neighbors(config: NeighborsConfig, console: Console | None = None) -> None:
     unknown = [name for name in config.methods if name not in METHODS]
     if unknown or not config.methods:
         raise InputError(f"--methods {' '.join(unknown)}: known are {', '.join(METHODS)}")
+    if config.out.exists() and not config.out.is_dir():
+        raise InputError(f"--out {config.out}: exists and is not a folder")
     dataset = SessionDataset.load(config.dataset)
     _, valid, earlier = validation_split(dataset, config.validation_fraction)
     results: dict[str, Any] = {}

@@ -40,9 +40,10 @@ Named = tuple[np.ndarray, np.ndarray]
 
 def placebo(config: PlaceboConfig) -> None:
     """Writes an intents folder derived from a real one."""
+    if config.seed < 0:
+        raise InputError(f"--seed {config.seed}: at least 0 is due")
     dataset = SessionDataset.load(config.dataset)
-    if (config.out / "meta.json").exists() and not config.overwrite:  # before the work
-        raise InputError(f"{config.out}: holds intents already; give --overwrite to replace them")
+    _check_out(config)  # before the work
     real = read_intents(config.intents, dataset)
     rng = np.random.default_rng(config.seed)
     if config.kind == "shuffled":
@@ -58,6 +59,24 @@ def placebo(config: PlaceboConfig) -> None:
     write_intents(config.out, made, dataset, provenance, overwrite=config.overwrite)
     console = Console(markup=False, highlight=False)
     console.print(f"placebo: {config.kind}, {len(made.titles):,} distinct intents: {config.out}", soft_wrap=True)
+
+
+def _check_out(config: PlaceboConfig) -> None:
+    """Refuses to replace what is no placebo: real intents may have cost hours of a GPU."""
+    out = config.out
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out}: exists and is not a folder")
+    if out.resolve() == config.intents.resolve():
+        raise InputError(f"--out {out}: would replace the --intents it is derived from")
+    there = [file.name for file in out.iterdir()] if out.is_dir() else []
+    if all(name.startswith(".") or name.endswith(".npy") for name in there):
+        return  # nothing, or what a killed command left
+    about = read_json(out / "meta.json") if "meta.json" in there else None
+    made = about.get("provenance") if isinstance(about, dict) else None
+    if not isinstance(made, dict) or "placebo" not in made:
+        raise InputError(f"--out {out}: holds no placebo, so it is something else; remove it yourself")
+    if not config.overwrite:
+        raise InputError(f"{out}: holds intents already; give --overwrite to replace them")
 
 
 def _origin(folder: Path) -> dict[str, Any]:

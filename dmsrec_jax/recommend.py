@@ -1,5 +1,6 @@
 """``python -m dmsrec_jax.recommend`` and `Recommender`: the next clicks of sessions that nobody prepared."""
 
+import sys
 from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -96,7 +97,7 @@ class Recommender:
         return np.concatenate(items), np.concatenate(scores)
 
     def item(self, name: int | str) -> int:
-        """The item id of an item id, raw id or title; titles match whatever their case.
+        """The item id of an item id, or of what `named` finds.
 
         Raises:
           InputError: it is unknown, or several items have that title.
@@ -105,9 +106,7 @@ class Recommender:
             if not 1 <= name <= self.n_items:
                 raise InputError(f"item {name}: ids run from 1 to {self.n_items}")
             return int(name)
-        if name in self._by_raw_id:
-            return self._by_raw_id[name]
-        found = self._by_title.get(name.casefold(), [])
+        found = self.named(name)
         if len(found) > 1:
             raise InputError(
                 f"{name!r}: several items have this title: ids {', '.join(self.item_ids[i] for i in found)}"
@@ -115,6 +114,12 @@ class Recommender:
         if not found:
             raise InputError(f"{name!r}: no item of {self._run.dataset.name} has this title or id")
         return found[0]
+
+    def named(self, name: str) -> list[int]:
+        """The items with this raw id or title; titles match whatever their case and outer white space."""
+        if name in self._by_raw_id:
+            return [self._by_raw_id[name]]
+        return self._by_title.get(name.strip().casefold(), [])
 
     @cached_property
     def _by_raw_id(self) -> dict[str, int]:
@@ -124,8 +129,8 @@ class Recommender:
     def _by_title(self) -> dict[str, list[int]]:
         items: dict[str, list[int]] = {}
         for item, title in enumerate(self.titles or []):
-            if title:
-                items.setdefault(title.casefold(), []).append(item)
+            if title.strip():
+                items.setdefault(title.strip().casefold(), []).append(item)
         return items
 
     def _batch(self, rows: list[list[int]], k: int, exclude_seen: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -175,10 +180,34 @@ def _power_of_two(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
+def split(session: str, recommender: Recommender) -> list[str]:
+    """The names in a session where ';' separates them; they may hold one, too: the longest that is known counts."""
+    parts, names = session.split(";"), []
+    while parts:
+        tried = [(n, ";".join(parts[:n]).strip()) for n in range(len(parts), 0, -1)]
+        n, name = next((one for one in tried if recommender.named(one[1])), tried[-1])
+        names.append(name)
+        parts = parts[n:]
+    return [name for name in names if name]
+
+
+def _without_intents(run: Path, view: str) -> str | None:
+    """What to know of a run that had intents whenever it was trained, and has none here; None of other runs."""
+    settings = cli.read_yaml(run / "config.yaml") if (run / "config.yaml").is_file() else {}
+    if not settings.get("intents") or settings.get("intent_dropout"):
+        return None
+    results = read_results(run) if (run / "results.json").is_file() else {}
+    figures = ""
+    if "test_no_intent" in results:
+        without, beside = (results[key][view]["hr@20"] for key in ("test_no_intent", "test"))
+        figures = f": HR@20 {without:.2f} on the test set, {beside:.2f} with them"
+    return f"{run}: trained without --intent-dropout, so its rankings for sessions without intents are weak{figures}"
+
+
 def recommend(config: RecommendConfig) -> None:
     """Prints a table of recommendations for one session."""
     recommender = Recommender.load(config.run, config.dataset, config.new_items)
-    session = [name.strip() for name in config.session.split(";") if name.strip()]
+    session = split(config.session, recommender)
     if not session:
         raise InputError("--session: titles or ids separated by ';' are due")
     unknown = []
@@ -189,6 +218,8 @@ def recommend(config: RecommendConfig) -> None:
             unknown.append(str(error))
     if unknown:
         raise InputError("--session: " + "; ".join(unknown))
+    if note := _without_intents(config.run, "exclude_seen" if config.exclude_seen else "raw"):
+        print(f"recommend: {note}", file=sys.stderr)
     items, scores = recommender.recommend([list(session)], config.k, config.exclude_seen)
     table = Table("rank", "id", "title", "score", *(["new"] if config.new_items else []))
     for rank, (item, score) in enumerate(zip(items[0].tolist(), scores[0].tolist(), strict=True), start=1):

@@ -7,7 +7,6 @@ from dmsrec_jax import cli, report_figures, report_tables
 from dmsrec_jax.artifacts import read_intents
 from dmsrec_jax.config import ReportConfig
 from dmsrec_jax.data import SessionDataset
-from dmsrec_jax.errors import InputError
 from dmsrec_jax.files import check_replaceable, staged_folder
 from dmsrec_jax.report_data import (
     JudgedRun,
@@ -19,10 +18,10 @@ from dmsrec_jax.report_data import (
     read_runs,
     sweeps,
 )
-from dmsrec_jax.report_examples import draw, examples
+from dmsrec_jax.report_examples import choose, draw, examples
 from dmsrec_jax.report_page import figure, heading, page, paragraph
 from dmsrec_jax.report_tables import as_html, as_markdown
-from dmsrec_jax.results import differences, intervals, percent
+from dmsrec_jax.results import check_bootstrap, differences, intervals, percent
 
 EXAMPLES = 10
 """Sessions shown."""
@@ -44,8 +43,7 @@ def report(config: ReportConfig) -> None:
     Raises:
       InputError: a flag is out of range, a folder is no run, or the runs belong to different data sets.
     """
-    if config.bootstrap < 2:
-        raise InputError(f"--bootstrap {config.bootstrap}: at least 2 resamples are due")
+    check_bootstrap(config)
     check_replaceable(config.out, marker="report.html", overwrite=config.overwrite)
     dataset, runs = read_runs(config)
     source, paper = published(dataset.name, [*dict.fromkeys(run.results["model"] for run in runs)])
@@ -70,8 +68,10 @@ def report(config: ReportConfig) -> None:
         rows = draw(dataset, EXAMPLES, config.seed)
         text = (
             f"{len(rows)} test sessions of different chains, drawn at random (seed {config.seed}); targets are marked. "
-            "Recommendations and ranks leave out seen items. Before: without intents; after: with them."
+            "Recommendations and ranks leave out seen items."
         )
+        if choose(runs)[1]:
+            text += " Before: without intents; after: with them."
         body += [heading("Example sessions"), paragraph(text, soft=True), *examples(dataset, runs, rows)]
 
     with staged_folder(config.out, marker="report.html", overwrite=config.overwrite) as folder:
@@ -122,7 +122,10 @@ def figures(dataset: SessionDataset, runs: Sequence[JudgedRun]) -> Iterator[Draw
             png = report_figures.intents(intent_counts(read_intents(folder, run.dataset)), run.engine)
             yield Drawn(f"intents-{len(seen)}", "Intents", caption, png)
     for number, sweep in enumerate(sweeps(runs), start=1):
-        caption = f"The paper's {sweep.name}; test set, means over runs that differ in their seed alone."
+        least, most = min(sweep.runs), max(sweep.runs)
+        count = str(most) if least == most else f"{least} to {most}"
+        each = f"the mean of {count} runs that differ in their seed alone" if most > 1 else "1 run"
+        caption = f"The paper's {sweep.name}; test set, {each} at each place."
         yield Drawn(f"sweep-{number}", "Settings", caption, report_figures.sweep(sweep))
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from dmsrec_jax.errors import InputError
 from dmsrec_jax.files import read_json
 from dmsrec_jax.metrics import VIEWS, hit_rate
 from dmsrec_jax.recipe import hyper
-from dmsrec_jax.results import dataset_of, label, read_ranks, read_results, run_names
+from dmsrec_jax.results import dataset_of, is_by_view, is_number, label, read_ranks, read_results, run_names
 
 GROUPS = 6
 """Most groups that sessions are put into by their length, or by their target's popularity."""
@@ -55,6 +56,11 @@ class JudgedRun(NamedTuple):
         return str(made.get("engine_label") or made.get("engine") or "unknown engine")
 
     @property
+    def is_placebo(self) -> bool:
+        """Whether its intents were made by `placebo`."""
+        return "placebo" in (self.results.get("intents") or {}).get("provenance", {})
+
+    @property
     def label(self) -> str:
         """Its name as printed: with the engine, and a † where results were selected on the test set."""
         return label(self.name, self.results) + (f" [{self.engine}]" if self.engine else "")
@@ -80,6 +86,8 @@ class Sweep(NamedTuple):
     """Their values, ascending."""
     scores: list[dict[str, float]]
     """Of each place the metrics with seen items excluded, in percent, means over runs."""
+    runs: list[int]
+    """Of each place, how many."""
 
 
 SWEEPS = {
@@ -96,7 +104,7 @@ def read_runs(config: ReportConfig) -> tuple[SessionDataset, list[JudgedRun]]:
     """Reads the runs, and the first one's dataset, whose test set all share.
 
     Raises:
-      InputError: there is no run, one has no results or ranks, or their test sets differ.
+      InputError: there is no run, one has no results or ranks or damaged ones, or their test sets differ.
     """
     if not config.runs:
         raise InputError("RUNS: at least one run folder is due")
@@ -108,6 +116,9 @@ def read_runs(config: ReportConfig) -> tuple[SessionDataset, list[JudgedRun]]:
         own = dataset_of(path, results, dataset)
         settings = read_yaml(path / "config.yaml") if (path / "config.yaml").is_file() else {}
         history = _history(path / "metrics.jsonl")
+        if history and results.get("best_epoch", 1) > len(history):
+            wrong = f"best_epoch {results['best_epoch']}: metrics.jsonl has {len(history)} epochs"
+            raise InputError(f"{path / 'results.json'}: {wrong}")
         runs.append(JudgedRun(name, path, own, results, settings, history, read_ranks(path, len(dataset.test))))
     assert dataset is not None
     return dataset, runs
@@ -117,9 +128,21 @@ def _history(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        history = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except ValueError as error:
         raise InputError(f"{path}: not valid JSON: {error}") from None
+    for number, entry in enumerate(history, start=1):
+        if not _is_epoch(entry) or ("validation" in entry) != ("validation" in history[0]):
+            raise InputError(f"{path}: line {number} is not an epoch of `train`")
+    return history
+
+
+def _is_epoch(entry: Any) -> bool:
+    return (
+        isinstance(entry, dict)
+        and all(is_number(entry.get(key)) for key in ("epoch", "loss"))
+        and is_by_view(entry.get("validation", entry.get("test")))
+    )
 
 
 def published(dataset: str, backbones: Sequence[str]) -> tuple[str, list[dict[str, Any]]]:
@@ -174,28 +197,29 @@ def intent_counts(intents: Intents) -> dict[str, dict[str, np.ndarray]]:
 
 def sweeps(runs: Sequence[JudgedRun]) -> list[Sweep]:
     """The paper's Figures 4 to 6, where fused runs vary in what those show, and in nothing else."""
-    fused = [run for run in runs if run.engine and run.is_trained]
+    fused = [
+        (from_mapping(TrainConfig, run.settings, source=run.path / "config.yaml"), run.results["test"]["exclude_seen"])
+        for run in runs
+        if run.engine and run.is_trained and "backbone" in run.settings
+    ]
     found = []
     for name, settings in SWEEPS.items():
-        alike: dict[str, list[JudgedRun]] = {}
-        for run in fused:
-            rest = {key: value for key, value in run.settings.items() if key not in {*settings, *FREE}}
-            alike.setdefault(json.dumps(rest, sort_keys=True, default=str), []).append(run)
-        for group in alike.values():
-            at: dict[tuple[Any, ...], list[JudgedRun]] = {}
-            for run in group:
-                at.setdefault(tuple(_setting(run, key) for key in settings), []).append(run)
+        alike: dict[str, dict[tuple[Any, ...], list[Mapping[str, float]]]] = {}
+        for config, score in fused:
+            rest = {key: value for key, value in asdict(config).items() if key not in {*settings, *FREE}}
+            at = alike.setdefault(json.dumps(rest, sort_keys=True, default=str), {})
+            at.setdefault(tuple(_setting(config, key) for key in settings), []).append(score)
+        for at in alike.values():
             if len(at) > 1:
                 places = sorted(at)
-                scores = [_mean([run.results["test"]["exclude_seen"] for run in at[place]]) for place in places]
-                found.append(Sweep(name, tuple(settings.values()), places, scores))
+                scores, counts = [_mean(at[place]) for place in places], [len(at[place]) for place in places]
+                found.append(Sweep(name, tuple(settings.values()), places, scores, counts))
     return found
 
 
-def _setting(run: JudgedRun, key: str) -> Any:
-    if key == "align_weight":  # which may be left to the semantics
-        return hyper(from_mapping(TrainConfig, run.settings, source=run.path / "config.yaml")).align_weight
-    return str(run.settings[key]) if key == "align" else float(run.settings[key])
+def _setting(config: TrainConfig, key: str) -> Any:
+    # λ may be left to the semantics.
+    return hyper(config).align_weight if key == "align_weight" else getattr(config, key)
 
 
 def _mean(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:

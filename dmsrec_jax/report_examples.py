@@ -25,9 +25,11 @@ Column = tuple[str, list[tuple[str, bool]], int]
 class Shown(NamedTuple):
     """A run whose recommendations are shown."""
 
+    role: str
+    """What stands before its name."""
     run: JudgedRun
     items: np.ndarray
-    """int32 [n_test, TOP], seen items excluded."""
+    """int32 [n_test, TOP], items seen last."""
     intents: Intents | None
     """Of a fused run."""
 
@@ -40,21 +42,35 @@ def draw(dataset: SessionDataset, n: int, seed: int) -> np.ndarray:
     return np.sort(order[np.sort(first)[:n]])
 
 
+def choose(runs: Sequence[JudgedRun]) -> tuple[list[JudgedRun], bool]:
+    """The models shown, and whether they are one backbone before and after its fusion with intents that are real.
+
+    Where no two runs are, the first plain and the first fused one, a placebo if there is nothing else.
+    """
+    models = [run for run in runs if run.is_trained]
+    plain = [run for run in models if not run.engine]
+    fused = sorted((run for run in models if run.engine and intents_folder(run)), key=lambda run: run.is_placebo)
+    for after in fused:
+        for before in plain:
+            if before.results["model"] == after.results["model"] and not after.is_placebo:
+                return [before, after], True
+    return [*plain[:1], *fused[:1]], False
+
+
 def examples(dataset: SessionDataset, runs: Sequence[JudgedRun], rows: np.ndarray) -> list[str]:
-    """Test sessions as HTML, with the first plain and the first fused run's recommendations where there are models."""
-    shown = [first for kind in (False, True) if (first := _first(runs, dataset, fused=kind))]
+    """Test sessions as HTML, with the recommendations of the models that `choose` finds."""
+    chosen, is_pair = choose(runs)
+    roles = ("Before: ", "After: ") if is_pair else [""] * len(chosen)
+    shown = [_shown(run, role) for run, role in zip(chosen, roles, strict=True)]
     intents = next((one.intents for one in shown if one.intents is not None), None)
     return [_example(dataset, shown, intents, int(row)) for row in rows]
 
 
-def _first(runs: Sequence[JudgedRun], dataset: SessionDataset, *, fused: bool) -> Shown | None:
-    for run in runs:
-        if run.is_trained and bool(run.engine) == fused and (not fused or intents_folder(run)):
-            model = load_run(run.path, run.dataset.path)
-            k, intents = min(TOP, dataset.n_items - dataset.longest), model.read_intents()
-            top = model.scorer("test", intents).top(model.params, k, exclude_seen=True, progress=lambda _: None)
-            return Shown(run, top, intents)
-    return None
+def _shown(run: JudgedRun, role: str) -> Shown:
+    model = load_run(run.path, run.dataset.path)
+    k, intents = min(TOP, run.dataset.n_items), model.read_intents()
+    top = model.scorer("test", intents).top(model.params, k, exclude_seen=True, progress=lambda _: None)
+    return Shown(role, run, top, intents)
 
 
 def _example(dataset: SessionDataset, shown: Sequence[Shown], intents: Intents | None, row: int) -> str:
@@ -75,8 +91,9 @@ def _example(dataset: SessionDataset, shown: Sequence[Shown], intents: Intents |
             columns.append((f"{kind.capitalize()} intents", named, 1))
     for one in shown:
         rank = int(one.run.ranks[row, VIEWS.index("exclude_seen")])
-        name = f"{'After' if one.run.engine else 'Before'}: {one.run.label}, target at {rank:,}"
-        columns.append((name, listed(one.items[row].tolist()), 1))
+        # Of a small catalogue a session may leave less than was asked for: what it has seen comes last.
+        unseen = [item for item in one.items[row].tolist() if item not in (0, *clicks)]
+        columns.append((f"{one.role}{one.run.label}, target at {rank:,}", listed(unseen), 1))
     ((name, _),) = listed([target])
     return example(f"Target: {name}", columns)
 

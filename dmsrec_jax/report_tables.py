@@ -100,8 +100,8 @@ def overview(runs: Sequence[JudgedRun]) -> str:
     def cells(run: JudgedRun) -> list[str]:
         results, encoder = run.results, (run.results.get("intents") or {}).get("provenance", {}).get("encoder")
         moved = "no longer there" if run.engine and intents_folder(run) is None else None
-        intents = ", ".join(filter(None, (run.engine, encoder, moved))) or "–"
-        epochs = f"{results['best_epoch']} of {results['epochs']}" if "best_epoch" in results else "–"
+        intents = ", ".join(map(str, filter(None, (run.engine, encoder, moved)))) or "–"
+        epochs = f"{results['best_epoch']} of {results.get('epochs', '?')}" if "best_epoch" in results else "–"
         seconds = results.get("train_seconds", results.get("seconds"))
         time = "–" if seconds is None else f"{seconds:,.0f} s" if seconds >= 1 else "< 1 s"
         seed = str(results.get("seed", "–"))
@@ -120,7 +120,7 @@ def _settings(run: JudgedRun) -> str:
         for key, value in run.settings.items()
         if key not in told and value != defaults.get(key, dataclasses.MISSING)
     }
-    return ", ".join(f"{key.replace('_', '-')} {value}" for key, value in chosen.items()) or "–"
+    return ", ".join(f"{str(key).replace('_', '-')} {value}" for key, value in chosen.items()) or "–"
 
 
 def as_html(grids: Sequence[Grid]) -> list[str]:

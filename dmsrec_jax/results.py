@@ -26,6 +26,7 @@ from dmsrec_jax.files import read_json, read_npy, write_json, write_npy
 from dmsrec_jax.metrics import METRICS, VIEWS, by_view, contributions
 
 Cell = Callable[[str, str], str]
+Fits = Callable[[Any], bool]
 
 _LABELS = {"raw": "seen items kept", "exclude_seen": "seen excluded"}
 _CAPTION = "Percent, full ranking over all items. HR@K is the paper's P@K. Seen: items of the session itself."
@@ -60,18 +61,72 @@ def read_results(run: Path) -> dict[str, Any]:
     """Reads a run's ``results.json``.
 
     Raises:
-      InputError: it is missing, unreadable, or lacks a metric or its dataset.
+      InputError: it is missing, unreadable, or an entry is missing or not of its form.
     """
     path = run / "results.json"
     results = read_json(path)
-    try:
-        complete = all(isinstance(results["test"][view][metric], int | float) for view in VIEWS for metric in METRICS)
-        complete = complete and all(isinstance(results["dataset"][key], str) for key in ("path", "hash"))
-    except (KeyError, TypeError):
-        complete = False
-    if not complete:
-        raise InputError(f"{path}: not a run's results: a metric of the test set, or the dataset, is missing")
+    if not isinstance(results, dict):
+        raise InputError(f"{path}: not a run's results")
+    for key, fits in _FORM.items():
+        if (key in results or key in _DUE) and not fits(results.get(key)):
+            wrong = "not as it should be" if key in results else "missing"
+            raise InputError(f"{path}: not a run's results: {key} is {wrong}")
     return results
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
+def is_by_view(values: Any, fits: Fits = is_number) -> bool:
+    """Whether both views hold each metric, and all fit."""
+    try:
+        return all(fits(values[view][metric]) for view in VIEWS for metric in METRICS)
+    except (KeyError, TypeError):
+        return False
+
+
+def _numbers(n: int) -> Fits:
+    return lambda value: isinstance(value, list) and len(value) == n and all(map(is_number, value))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_dataset(value: Any) -> bool:
+    return isinstance(value, dict) and all(_is_text(value.get(key)) for key in ("path", "hash"))
+
+
+def _is_differences(value: Any) -> bool:
+    return isinstance(value, dict) and all(is_by_view(of_run, _numbers(3)) for of_run in value.values())
+
+
+def _is_origin(value: Any) -> bool:
+    """Of intents or encoded titles; None where there are none."""
+    return value is None or (
+        isinstance(value, dict) and _is_text(value.get("path")) and isinstance(value.get("provenance", {}), dict)
+    )
+
+
+_DUE = ("test", "protocol", "model", "dataset")
+_FORM: dict[str, Fits] = {
+    "test": is_by_view,
+    "protocol": _is_text,
+    "model": _is_text,
+    "dataset": _is_dataset,
+    "intents": _is_origin,
+    "item_text": _is_origin,
+    "best_epoch": lambda value: type(value) is int and value > 0,
+    "validation": lambda value: value is None or is_by_view(value),
+    "train_seconds": is_number,
+    "seconds": is_number,
+    "test_no_intent": is_by_view,
+    "std": is_by_view,
+    "intervals": lambda value: is_by_view(value, _numbers(2)),
+    "differences": _is_differences,
+}
+"""What of ``results.json`` is read again, and how it must look; of it `_DUE` must be there."""
 
 
 def write_ranks(run: Path, ranks: np.ndarray) -> None:
@@ -87,14 +142,25 @@ def read_ranks(run: Path, n_test: int) -> np.ndarray:
     """
     path = run / "ranks.npy"
     ranks = read_npy(path, dtype=np.int32, ndim=2, mmap=False)
-    if ranks.shape != (n_test, len(VIEWS)) or (ranks < 1).any():
-        raise InputError(f"{path}: ranks from 1, of shape {(n_test, len(VIEWS))}, are due; this is {ranks.shape}")
+    if ranks.shape != (n_test, len(VIEWS)):
+        raise InputError(f"{path}: of shape {ranks.shape}; {(n_test, len(VIEWS))} is due")
+    bad = np.flatnonzero((ranks < 1).any(1))
+    if len(bad):
+        raise InputError(f"{path}: row {bad[0]} holds a rank below 1")
     return ranks
 
 
 def percent(ranks: np.ndarray) -> np.ndarray:
     """What each row adds to each metric, `contributions` in percent."""
     return 100 * contributions(ranks)
+
+
+def check_bootstrap(config: EvaluateConfig | ReportConfig) -> None:
+    """Refuses numbers that no bootstrap can be made with."""
+    if config.bootstrap < 2:
+        raise InputError(f"--bootstrap {config.bootstrap}: at least 2 resamples are due")
+    if config.seed < 0:
+        raise InputError(f"--seed {config.seed}: at least 0 is due")
 
 
 def intervals(

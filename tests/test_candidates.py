@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dmsrec_jax.candidates import main
+from dmsrec_jax import candidates
+from dmsrec_jax.candidates import main, most_distinct
 from dmsrec_jax.data import SessionDataset, Split
 from dmsrec_jax.graphs import build_graphs, pack
 from dmsrec_jax.orders import batch_budget
 from dmsrec_jax.runs import load_run
 from dmsrec_jax.scoring import Scorer
-from tests.conftest import write_tiny
+from tests.conftest import N_ITEMS, random_sessions, write_tiny
 
 
 def call(*argv: object) -> None:
@@ -57,6 +58,10 @@ def test_candidates_are_the_best_items(tiny: SessionDataset, trained: Path, writ
 
 
 def test_seen_items_are_left_out_on_request(tiny: SessionDataset, trained: Path, written: Path, tmp_path):
+    assert max(map(most_distinct, (tiny.train, tiny.test))) == 4
+    call("--run", trained, "--k", N_ITEMS - 4, "--out", tmp_path / "most", "--exclude-seen")
+    for session, row in enumerate(np.load(tmp_path / "most" / "test_candidates.npy").tolist()):
+        assert not {*tiny.test[session].tolist()} & {*row}
     out = tmp_path / "unseen"
     call("--run", trained, "--k", 10, "--out", out, "--exclude-seen")
     found, everything = np.load(out / "test_candidates.npy"), np.load(written / "test_candidates.npy")
@@ -84,13 +89,27 @@ def test_a_second_run_needs_overwrite(trained: Path, written: Path, refused):
 
 @pytest.mark.parametrize(
     "flags",
-    [("--k", 0), ("--k", 31), ("--k", 25, "--exclude-seen"), ("--k", "many"), ("--dataset", "nowhere")],
+    [("--k", 0), ("--k", 31), ("--k", 27, "--exclude-seen"), ("--k", "many"), ("--dataset", "nowhere")],
     ids=str,
 )
 def test_bad_flags_are_named(trained: Path, tmp_path, refused, flags):
     error = refused(main, "--run", trained, "--out", tmp_path / "out", *flags)
     assert str(flags[0]) in error or str(flags[1]) in error
     assert not (tmp_path / "out").exists()
+
+
+def test_flags_that_can_do_nothing_are_named(trained: Path, tiny_intents: Path, tmp_path, refused, monkeypatch):
+    flags = ("--run", trained, "--out", tmp_path / "out")
+    assert f"--intents {tiny_intents}: {trained} is a plain model" in refused(main, *flags, "--intents", tiny_intents)
+    monkeypatch.setattr(candidates, "most_distinct", lambda _: N_ITEMS)
+    assert "--exclude-seen: a session holds all 30 items" in refused(main, *flags, "--k", 1, "--exclude-seen")
+
+
+def test_most_distinct_counts_items_not_clicks():
+    for seed in range(5):
+        sessions = random_sessions(seed, 40, n_items=12, longest=20)
+        due = max(len(set(sessions[i].tolist())) for i in range(len(sessions)))
+        assert most_distinct(sessions) == due < sessions.lengths.max()
 
 
 def test_another_dataset_is_refused(trained: Path, tmp_path, refused):

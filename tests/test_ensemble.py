@@ -263,6 +263,9 @@ def test_bad_input_is_one_line(model: Path, rules: Path, tmp_path, refused):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").touch()
     assert "--overwrite" in error(*flags, "--fuse", rules, "--out", tmp_path / "taken")
+    for out in (model, rules, rules.parent, model / ".." / model.name):
+        assert "would replace" in error(*flags, "--fuse", rules, "--out", out, "--overwrite")
+    assert (model / "model.json").is_file()
     listless = tmp_path / "listless"
     shutil.copytree(rules, listless)
     (listless / "config.yaml").write_text("model: sr\n")

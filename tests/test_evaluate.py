@@ -10,10 +10,11 @@ from dmsrec_jax.cli import run
 from dmsrec_jax.config import EvaluateConfig
 from dmsrec_jax.data.demo import prepare_demo
 from dmsrec_jax.data.write import write_dataset
+from dmsrec_jax.errors import InputError
 from dmsrec_jax.evaluate import evaluate
 from dmsrec_jax.files import write_json
 from dmsrec_jax.metrics import METRICS, VIEWS, summarise
-from dmsrec_jax.results import dataset_identity, read_results, run_names, write_ranks, write_results
+from dmsrec_jax.results import dataset_identity, read_ranks, read_results, run_names, write_ranks, write_results
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +154,57 @@ def damage_dataset_hash(path, demo):
     write_json(path / "results.json", results)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("test", 5),
+        ("protocol", None),
+        ("model", None),
+        ("dataset", {"path": 1, "hash": "0"}),
+        ("intents", "x"),
+        ("intents", {"path": "x", "provenance": "x"}),
+        ("item_text", {}),
+        ("best_epoch", "one"),
+        ("best_epoch", 0),
+        ("validation", {"raw": {}}),
+        ("train_seconds", "abc"),
+        ("seconds", None),
+        ("test_no_intent", []),
+        ("std", 5),
+        ("intervals", {view: {metric: [0] for metric in METRICS} for view in VIEWS}),
+        ("differences", "x"),
+        ("differences", {"other": {view: dict.fromkeys(METRICS, 0) for view in VIEWS}}),
+    ],
+)
+def test_results_of_another_form_are_one_line(key, value, make_run):
+    path, _ = make_run("a", **{key: value})
+    with pytest.raises(InputError, match=f"^{path / 'results.json'}: not a run's results: {key} is not as it should"):
+        read_results(path)
+
+
+@pytest.mark.parametrize("key", ["test", "protocol", "model", "dataset"])
+def test_results_that_lack_something_say_what(key, make_run):
+    path, _ = make_run("a")
+    results = json.loads((path / "results.json").read_text())
+    del results[key]
+    write_json(path / "results.json", results)
+    with pytest.raises(InputError, match=f"{key} is missing"):
+        read_results(path)
+    write_json(path / "results.json", [])
+    with pytest.raises(InputError, match="not a run's results"):
+        read_results(path)
+
+
+def test_wrong_ranks_say_what_is_wrong(make_run, demo):
+    path, ranks = make_run("a")
+    with pytest.raises(InputError, match=rf"ranks.npy: of shape \({len(ranks)}, 2\); \(7, 2\) is due"):
+        read_ranks(path, 7)
+    ranks[3, 1] = 0
+    write_ranks(path, ranks)
+    with pytest.raises(InputError, match=r"ranks.npy: row 3 holds a rank below 1"):
+        read_ranks(path, len(ranks))
+
+
 @pytest.mark.parametrize("role", ["run", "compare"])
 @pytest.mark.parametrize(
     ("damage", "named"),
@@ -189,9 +241,10 @@ def test_another_dataset_is_refused(make_run, demo, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run(evaluate, EvaluateConfig, ["--run", str(path), "--dataset", str(other.path)], prog="evaluate")
     assert "another dataset" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        run(evaluate, EvaluateConfig, ["--run", str(path), "--bootstrap", "1"], prog="evaluate")
-    assert "--bootstrap" in capsys.readouterr().err
+    for flag, value in (("--bootstrap", "1"), ("--seed", "-1")):
+        with pytest.raises(SystemExit):
+            run(evaluate, EvaluateConfig, ["--run", str(path), flag, value], prog="evaluate")
+        assert f"{flag} {value}: at least" in capsys.readouterr().err
 
 
 def test_runs_are_called_by_what_tells_them_apart():

@@ -65,6 +65,11 @@ def test_the_chosen_settings_are_the_best_on_validation(runs, demo):
         (["--methods", "pop", "gru4rec"], "gru4rec"),
         (["--methods", "pop"], "exists already"),
         (["--methods", "pop", "--overwrite", "--validation-fraction", "1.0"], "--validation-fraction"),
+        *(
+            (["--validation-fraction", word], f"--validation-fraction {float(word)}: at least 0 and below 1 is due")
+            for word in ("nan", "inf", "7", "-1")
+        ),
+        (["--out", __file__], f"--out {__file__}: exists and is not a folder"),
         (["--dataset", "nowhere"], "nowhere"),
     ],
 )

@@ -1,6 +1,7 @@
 """Placebos keep what they should of the real intents, and nothing else."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -106,3 +107,30 @@ def test_what_is_missing_is_named(tiny, tiny_intents, tiny_titles, made, tmp_pat
     assert not (tmp_path / "out").exists()
     main([str(word) for word in ("--kind", "shuffled", *flags)])
     assert "give --overwrite" in refused(main, "--kind", "shuffled", *flags)
+
+
+def test_only_placebos_are_replaced(tiny, broken, tiny_intents, titles, tmp_path, refused):
+    """Not what it is made from, other intents, data sets, titles or folders; what a killed command left, yes."""
+    out = tmp_path / "out"
+    flags = ("--kind", "shuffled", "--dataset", tiny.path, "--intents")
+    real, candidates, file = (tmp_path / name for name in ("real", "candidates", "file"))
+    shutil.copytree(tiny_intents, real)
+    candidates.mkdir()
+    (candidates / "candidates.json").write_text("{}")
+    file.touch()
+    before = (real / "meta.json").read_bytes()
+    for more in ((), ("--overwrite",)):
+        assert "--intents it is derived from" in refused(main, *flags, real, "--out", real / ".", *more)
+        for folder in (real, broken.path, titles, candidates):
+            error = refused(main, *flags, tiny_intents, "--out", folder, *more)
+            assert f"--out {folder}: holds no placebo, so it is something else" in error
+        assert "is not a folder" in refused(main, *flags, tiny_intents, "--out", file, *more)
+    assert (real / "meta.json").read_bytes() == before
+    main([str(word) for word in (*flags, tiny_intents, "--out", out)])
+    assert "give --overwrite" in refused(main, *flags, tiny_intents, "--out", out)
+    main([str(word) for word in (*flags, tiny_intents, "--out", out, "--overwrite")])
+    assert "--intents it is derived from" in refused(main, *flags, out, "--out", out, "--overwrite")
+    (out / "meta.json").unlink()
+    (out / ".staged.host.1.abc").mkdir()
+    main([str(word) for word in (*flags, tiny_intents, "--out", out)])
+    assert "--seed -1: at least 0 is due" in refused(main, *flags, tiny_intents, "--out", tmp_path / "x", "--seed", -1)

@@ -1,12 +1,17 @@
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 import dmsrec_jax
 from dmsrec_jax.data import SessionDataset
 from dmsrec_jax.errors import InputError
-from dmsrec_jax.recommend import Recommender, main
+from dmsrec_jax.files import write_json
+from dmsrec_jax.metrics import METRICS, VIEWS
+from dmsrec_jax.recommend import Recommender, main, split
 from dmsrec_jax.runs import load_run
 from dmsrec_jax.scoring import Scorer
 from tests.conftest import N_ITEMS, random_sessions
@@ -64,6 +69,32 @@ def test_sessions_longer_than_any_trained_on(trained: Path, recommender):
     assert 7 not in unseen[1]
 
 
+def test_titles_match_whatever_their_outer_space(trained: Path):
+    recommender = Recommender.load(trained)
+    recommender.titles = ["", " Film 1 ", "  ", *recommender.titles[3:]]
+    assert [recommender.item(name) for name in ("film 1", " Film 1", " FILM 3 ")] == [1, 1, 3]
+    with pytest.raises(InputError, match="no item"):
+        recommender.item(" ")
+
+
+@pytest.mark.parametrize(
+    ("session", "names"),
+    [
+        ("a; b", ["a; b"]),
+        ("b ;a; b; a", ["b", "a; b", "a"]),
+        ("a; b; c;a;b", ["a; b; c", "a", "b"]),
+        ("d;; raw-5;", ["d;", "raw-5"]),
+        (" ; d ; Toy; Story;", ["d", "Toy", "Story"]),
+        ("twin; twin; a", ["twin; twin", "a"]),
+    ],
+)
+def test_names_may_hold_what_separates_them(trained: Path, session, names):
+    recommender = Recommender.load(trained)
+    named = ["A", "b", "a; b", "A; b; c", "d;", "d", "Twin; twin", "twin; Twin"]
+    recommender.titles = ["", *named, *recommender.titles[1 + len(named) :]]
+    assert split(session, recommender) == names
+
+
 @pytest.mark.parametrize(
     ("click", "complaint"),
     [
@@ -110,6 +141,22 @@ def test_command_prints_titles_and_scores(trained: Path, capsys):
 )
 def test_command_names_what_it_does_not_know(trained: Path, refused, session, complaint):
     assert complaint in refused(main, "--run", trained, "--session", session)
+
+
+def test_command_tells_what_rankings_without_intents_are_worth(trained: Path, tmp_path, capsys):
+    run = shutil.copytree(trained, tmp_path / "fused")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    results = json.loads((run / "results.json").read_text())
+    weak = {view: dict.fromkeys(METRICS, 1.25) for view in VIEWS}
+    write_json(run / "results.json", results | {"test_no_intent": weak})
+    for changed, note in (({}, False), ({"intents": "x"}, True), ({"intents": "x", "intent_dropout": 0.3}, False)):
+        (run / "config.yaml").write_text(yaml.safe_dump(config | changed))
+        main(["--run", str(run), "--session", "Film 3", "--k", "3"])
+        error = capsys.readouterr().err
+        assert ("trained without --intent-dropout" in error) == note
+        assert error.count("\n") == note
+        figures = f"HR@20 1.25 on the test set, {results['test']['exclude_seen']['hr@20']:.2f} with them"
+        assert (figures in error) == note
 
 
 def test_command_refuses_impossible_sizes(trained: Path, refused):

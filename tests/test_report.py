@@ -9,16 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from dmsrec_jax import neighbors
-from dmsrec_jax.config import NeighborsConfig
+from dmsrec_jax.config import NeighborsConfig, ReportConfig
 from dmsrec_jax.data import SessionDataset
 from dmsrec_jax.data.samples import last_clicks, prefixes
 from dmsrec_jax.data.write import Prepared, write_dataset
 from dmsrec_jax.files import write_json
 from dmsrec_jax.metrics import METRICS, VIEWS, summarise
-from dmsrec_jax.report import main
-from dmsrec_jax.report_data import groups, published
+from dmsrec_jax.report import figures, main
+from dmsrec_jax.report_data import JudgedRun, groups, published, read_runs, sweeps
+from dmsrec_jax.report_examples import choose
 from dmsrec_jax.results import dataset_identity, write_ranks, write_results
 from dmsrec_jax.train import main as train
 from tests.conftest import N_ITEMS, SMALL, random_sessions, write_tiny_intents
@@ -144,6 +146,102 @@ def test_examples_show_the_way_of_ten_sessions(report: Path, hostile: SessionDat
     assert "No LLM took part in fused, half, infonce, alpha" in text
 
 
+def test_before_and_after_are_one_backbone_with_real_intents(runs: dict[str, Path], tmp_path):
+    other = shutil.copytree(runs["plain"], tmp_path / "other")
+    results = json.loads((other / "results.json").read_text())
+    write_json(other / "results.json", results | {"model": "srgnn"})
+    _, (stranger, fused, plain, half) = read_runs(
+        ReportConfig((other, runs["fused"], runs["plain"], runs["half"]), dataset=None)
+    )
+    intents = fused.results["intents"]
+    provenance = intents["provenance"] | {"placebo": "shuffled"}
+    placebo = fused._replace(results=fused.results | {"intents": intents | {"provenance": provenance}})
+
+    def chosen(*given: JudgedRun) -> tuple[list[int], bool]:
+        found, is_pair = choose(given)
+        return [next(i for i, run in enumerate(given) if run is one) for one in found], is_pair
+
+    assert chosen(stranger, placebo, plain, fused, half) == ([2, 3], True)
+    assert chosen(plain, stranger, placebo) == ([0, 2], False)
+    assert chosen(stranger, placebo, fused) == ([0, 2], False)
+    assert chosen(fused) == ([0], False)
+    assert chosen() == ([], False)
+    main([str(other), str(runs["fused"]), "--out", str(tmp_path / "page"), "--bootstrap", "10"])
+    text = (tmp_path / "page/report.html").read_text()
+    assert not re.search("Before|After", text)
+    assert text.count("<h4>other, target at") == text.count("<h4>fused [no LLM") == 10
+
+
+def test_sweeps_say_how_many_runs_a_place_has(report: Path, runs: dict[str, Path], tmp_path):
+    assert "1 run at each place" in (report / "report.html").read_text()
+    again = shutil.copytree(runs["half"], tmp_path / "again")
+    settings = yaml.safe_load((again / "config.yaml").read_text())
+    (again / "config.yaml").write_text(yaml.safe_dump(settings | {"seed": 7}))
+    _, read = read_runs(ReportConfig((runs["fused"], runs["half"], again)))
+    (found,) = sweeps(read)
+    assert (found.places, found.runs) == ([(0.35,), (0.7,)], [2, 1])
+    assert [drawn.caption for drawn in figures(read[0].dataset, read) if drawn.section == "Settings"] == [
+        "The paper's Figure 5: weight of the alignment; test set, the mean of 1 to 2 runs that differ in their seed "
+        "alone at each place."
+    ]
+
+
+def test_sessions_longer_than_the_catalogue(tmp_path):
+    """Of five items, four of which a session clicks again and again."""
+    parts = [random_sessions(seed, 30, n_items=5, longest=12) for seed in range(2)]
+    ids = [f"raw-{i}" for i in range(5)]
+    prepared = Prepared(prefixes(parts[0]), prefixes(parts[1]), parts[0], ids, ids)
+    data = write_dataset(prepared, tmp_path / "data", name="narrow", provenance={})
+    assert data.longest > data.n_items
+    train([str(word) for word in ("--backbone", "srgnn", "--dataset", data.path, "--out", tmp_path / "run", *SMALL)])
+    main([str(tmp_path / "run"), "--out", str(tmp_path / "page"), "--bootstrap", "10"])
+    shown = (tmp_path / "page/report.html").read_text().split('<section class="example">')[1:]
+    assert len(shown) == 10
+    for session in shown:
+        clicks, recommended = (set(re.findall(r"raw-\d", part)) for part in session.split("<h4>")[1:])
+        assert recommended == {*ids} - clicks
+
+
+def edit(**changes):
+    def damage(run: Path) -> None:
+        results = json.loads((run / "results.json").read_text())
+        write_json(run / "results.json", results | changes)
+
+    return damage
+
+
+def history(lines: str):
+    return lambda run: (run / "metrics.jsonl").write_text(lines)
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (edit(model=None), "results.json: not a run's results: model"),
+        (edit(protocol=None), "results.json: not a run's results: protocol"),
+        (edit(best_epoch="one"), "results.json: not a run's results: best_epoch"),
+        (edit(best_epoch=99), "results.json: best_epoch 99: metrics.jsonl has 2 epochs"),
+        (edit(intents="x"), "results.json: not a run's results: intents"),
+        (edit(train_seconds="abc"), "results.json: not a run's results: train_seconds"),
+        (history('{"epoch": 1}\n'), "metrics.jsonl: line 1 is not an epoch of `train`"),
+        (history("[1]\n"), "metrics.jsonl: line 1 is not an epoch of `train`"),
+        (history("{\n"), "metrics.jsonl: not valid JSON"),
+    ],
+)
+def test_damaged_runs_are_one_line(runs: dict[str, Path], tmp_path, refused, damage, named):
+    run = shutil.copytree(runs["plain"], tmp_path / "run")
+    damage(run)
+    assert f"{run}/{named}" in refused(main, run, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_history_is_of_one_kind(runs: dict[str, Path], tmp_path, refused):
+    run = shutil.copytree(runs["plain"], tmp_path / "run")
+    first, second = (run / "metrics.jsonl").read_text().splitlines()
+    history(f"{first}\n{second.replace('validation', 'test')}\n")(run)
+    assert "metrics.jsonl: line 2 is not" in refused(main, run, "--out", tmp_path / "out")
+
+
 def test_written_again_only_with_overwrite(report: Path, runs: dict[str, Path], tmp_path, refused):
     again = tmp_path / "again"
     shutil.copytree(report, again)
@@ -161,6 +259,7 @@ def test_references_alone_and_bad_input(runs: dict[str, Path], tiny: SessionData
     assert "Differences" not in text
     assert "nowhere" in refused(main, tmp_path / "nowhere", "--out", tmp_path / "out")
     assert "--bootstrap 1" in refused(main, runs["pop"], "--out", tmp_path / "out", "--bootstrap", 1)
+    assert "--seed -1: at least 0" in refused(main, runs["pop"], "--out", tmp_path / "out", "--seed", -1)
     ranks = np.ones((len(tiny.test), 2), np.int32)
     other = {"test": summarise(ranks), "protocol": "default", "model": "m", "dataset": dataset_identity(tiny)}
     write_results(tmp_path / "other", other)

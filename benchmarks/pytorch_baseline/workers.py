@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from benchmarks.pytorch_baseline import gcegnn, msgifsr, share, srgnn, tagnn
 from benchmarks.pytorch_baseline.layers import batches
-from benchmarks.worker import Measured, Task, endless, run_for
+from benchmarks.worker import PRODUCTS, Measured, Task, endless, run_for
 from dmsrec_jax.config import Backbone
 from dmsrec_jax.data import SessionDataset
 
@@ -47,10 +47,15 @@ FORMS: dict[Backbone, Forms] = {
 
 
 class TorchWorker:
-    """What both forms share: device, description, the end of a measurement."""
+    """What both forms share: device, precision, description, the end of a measurement."""
 
-    device: torch.device
     model: nn.Module
+
+    def __init__(self, task: Task) -> None:
+        torch.manual_seed(task.seed)
+        torch.set_float32_matmul_precision("high" if PRODUCTS[task.device] == "TF32" else "highest")
+        self.device, self.batch = torch.device(task.device), task.batch
+        self.generator = np.random.default_rng(task.seed)
 
     def finish(self, total: Tensor, count: int) -> float:
         """Mean of a sum on the device; waits for it, which ends all queued work."""
@@ -72,10 +77,8 @@ class TunedWorker(TorchWorker):
 
     def __init__(self, task: Task) -> None:
         os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"  # the warm-up time is to be that of a first run
-        torch.manual_seed(task.seed)
+        super().__init__(task)
         torch.set_flush_denormal(True)
-        self.device, self.batch = torch.device(task.device), task.batch
-        self.generator = np.random.default_rng(task.seed)
         dataset = SessionDataset.load(task.dataset)
         forms = FORMS[task.backbone]
         self.splits = [
@@ -155,9 +158,7 @@ class ReleasedWorker(TorchWorker):
 
     def __init__(self, task: Task) -> None:
         warnings.filterwarnings("ignore", "This DataLoader will create 4 worker")  # four, however few the cores
-        torch.manual_seed(task.seed)
-        self.device, self.batch = torch.device(task.device), task.batch
-        self.generator = np.random.default_rng(task.seed)
+        super().__init__(task)
         dataset, forms = SessionDataset.load(task.dataset), FORMS[task.backbone]
         self.model = forms.released(dataset.n_items, task.d, *forms.arguments(dataset)).to(self.device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=LR, weight_decay=L2)

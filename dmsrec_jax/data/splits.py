@@ -17,8 +17,10 @@ def validation_split(dataset: SessionDataset, fraction: float) -> tuple[Split, S
       still index: a global item graph built on them has not seen validation.
 
     Raises:
-      InputError: either part would be empty.
+      InputError: either part would be empty, or it is no fraction.
     """
+    if not 0 <= fraction < 1:
+        raise InputError(f"--validation-fraction {fraction}: at least 0 and below 1 is due")
     train = dataset.train
     first_rows = np.flatnonzero(np.diff(train.chains, prepend=-1))
     kept = n_first(len(first_rows), fraction)

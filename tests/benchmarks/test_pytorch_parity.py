@@ -9,8 +9,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="the PyTorch baselines need torch (extra `dev`)")
 
 from benchmarks.pytorch_baseline.tagnn import TargetScores  # noqa: E402
-from benchmarks.pytorch_baseline.workers import FORMS, metrics, target_ranks  # noqa: E402
-from benchmarks.worker import COMPARED  # noqa: E402
+from benchmarks.pytorch_baseline.workers import FORMS, TorchWorker, metrics, target_ranks  # noqa: E402
+from benchmarks.worker import COMPARED, Task  # noqa: E402
 from dmsrec_jax.data import Split  # noqa: E402
 from dmsrec_jax.metrics import rank_targets, summarise  # noqa: E402
 
@@ -138,3 +138,10 @@ def test_tuned_evaluation_ranks_as_ours():
     np.testing.assert_array_equal(ranks, expected)
     views = [list(view.values()) for view in summarise(expected).values()]
     np.testing.assert_allclose(100 * metrics(ranks), views)
+
+
+@pytest.mark.parametrize(("device", "precision"), [("cuda", "high"), ("cpu", "highest")])
+def test_products_are_as_precise_as_ours(device, precision):
+    """On a GPU jax takes TF32 unasked; whether there is a GPU is not looked at yet."""
+    TorchWorker(Task(Path("data"), "srgnn", "tuned", 100, 8, 0, device))
+    assert torch.get_float32_matmul_precision() == precision
