@@ -21,7 +21,7 @@ from dmsrec_jax.neighbor_methods import METHODS
 from dmsrec_jax.once import Once
 from dmsrec_jax.outcome import FREE
 from dmsrec_jax.recipe import FUSED_FLAGS, check_flags
-from dmsrec_jax.results import print_differences, print_results, read_results
+from dmsrec_jax.results import check_bootstrap, print_differences, print_results, read_results
 
 FOLDERS = ("plain", "candidates", "intents", "fused", "neighbors", "report")
 """What it makes, and makes anew."""
@@ -40,8 +40,7 @@ def pipeline(config: PipelineConfig) -> None:
         raise InputError(f"{config.dataset}: has no titles, so no engine can name intents")
     if not 1 <= config.k <= dataset.n_items:
         raise InputError(f"--k {config.k}: 1 to {dataset.n_items} items can be had")
-    if config.bootstrap < 2:
-        raise InputError(f"--bootstrap {config.bootstrap}: at least 2 resamples are due")
+    check_bootstrap(config)
     llm_flags(config)
     if config.llm_python is not None and not config.llm_python.is_file():
         raise InputError(f"--llm-python {config.llm_python}: no such file")

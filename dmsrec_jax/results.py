@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dmsrec_jax.bootstrap import chain_bootstrap, interval
-from dmsrec_jax.config import EvaluateConfig, ReportConfig
+from dmsrec_jax.config import EvaluateConfig, PipelineConfig, ReportConfig
 from dmsrec_jax.data import SessionDataset
 from dmsrec_jax.errors import InputError
 from dmsrec_jax.files import read_json, read_npy, write_json, write_npy
@@ -155,7 +155,7 @@ def percent(ranks: np.ndarray) -> np.ndarray:
     return 100 * contributions(ranks)
 
 
-def check_bootstrap(config: EvaluateConfig | ReportConfig) -> None:
+def check_bootstrap(config: EvaluateConfig | ReportConfig | PipelineConfig) -> None:
     """Refuses numbers that no bootstrap can be made with."""
     if config.bootstrap < 2:
         raise InputError(f"--bootstrap {config.bootstrap}: at least 2 resamples are due")
