@@ -166,6 +166,7 @@ BROKEN = {
     "ml-1m binary": ("ml-1m", {"ratings__dat": JUNK}, [], "ratings.dat: line 1"),
     "ml-1m too few": ("ml-1m", {"ratings__dat": "1::2::3::4\n"}, [], "too few"),
     "amazon missing": ("amazon-2014", {"meta_X__json__gz": None}, [], "one meta_*.json.gz is due, 0 found"),
+    "amazon no folder": ("amazon-2014", {}, ["--raw", "README.md"], "README.md: Not a directory"),
     "amazon plain": ("amazon-2014", {"reviews_X_5__json__gz": "{}\n"}, [], "reviews_X_5.json.gz: "),
     "amazon cut": ("amazon-2014", {"reviews_X_5__json__gz": cut(gz({"a": 1}), 0.7)}, [], "reviews_X_5.json.gz: "),
     "amazon empty": ("amazon-2014", {"reviews_X_5__json__gz": gz()}, [], "no review"),
