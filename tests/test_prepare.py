@@ -273,6 +273,17 @@ def test_an_existing_folder_is_kept_unless_told(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.parametrize("place", ["file", "file/deeper"])
+def test_a_file_where_a_folder_is_due(tmp_path, refused, place):
+    (tmp_path / "file").touch()
+    line = refused(main, "npz", "--raw", make(tmp_path / "raw", "npz"), "--out", tmp_path / place / "data")
+    assert f"{tmp_path / 'file'}: exists and is not a folder" in line
+
+
+def test_a_negative_seed(tmp_path, refused):
+    assert "--seed -1: must be 0 or more" in refused(main, "demo", "--seed", -1, "--out", tmp_path / "out")
+
+
 def test_the_process_itself(tmp_path):
     command = [sys.executable, "-m", "dmsrec_jax.prepare"]
     raw = make(tmp_path / "raw", "csv", log__csv=LOG + "s,i1,noon\n")
