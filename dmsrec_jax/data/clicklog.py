@@ -14,7 +14,7 @@ from rich.progress import Progress
 from dmsrec_jax.data.bad_rows import BadRows
 from dmsrec_jax.data.clicks import Clicks, build
 from dmsrec_jax.data.config import PrepareCsv, PrepareLog
-from dmsrec_jax.data.write import Prepared
+from dmsrec_jax.data.write import Prepared, is_text
 from dmsrec_jax.errors import InputError
 
 _EXTRA = "\0"
@@ -28,6 +28,7 @@ _REASONS = {
     4: "an id that is not UTF-8 text",
     5: "no time that is a number (seconds or milliseconds) or ISO 8601",
 }
+_QUOTE = "a quote that is not closed, or text beside it"
 _DUPLICATE = "the session has an earlier row of the same time"
 
 
@@ -38,12 +39,11 @@ def read_log(config: PrepareLog) -> Prepared:
     per click and with the distinct ids, not with the file. Blank lines are passed over.
 
     Raises:
-      InputError: the file is missing or foreign, a column is missing, a row is bad (and ``skip_bad_rows`` false), a
+      InputError: a file is missing or foreign, a column is missing, a row is bad (and ``skip_bad_rows`` false), a
         flag is out of range, or nothing is left.
     """
     _check_flags(config)
-    if config.titles is not None:
-        _title_columns(config.titles, config.item_col)  # fails now rather than after the log
+    titles, notes = ({}, ()) if config.titles is None else _read_titles(config, config.titles)
     bad = BadRows(config.raw, skip=config.skip_bad_rows, place=partial(_place, config))
     try:
         clicks, items = _read_clicks(config, bad)
@@ -65,9 +65,14 @@ def read_log(config: PrepareLog) -> Prepared:
         test_days=config.test_days,
         augment_prefixes=config.augment_prefixes,
     )
-    titles = None if config.titles is None else _read_titles(config.titles, config.item_col, prepared.item_ids)
-    inputs = tuple(file for file in (config.raw, config.titles) if file is not None)
-    return replace(prepared, titles=titles, notes=bad.notes() + prepared.notes, inputs=inputs)
+    notes = bad.notes() + notes + prepared.notes
+    if config.titles is None:
+        return replace(prepared, notes=notes, inputs=(config.raw,))
+    found = [titles.get(item, "") for item in prepared.item_ids]
+    if not any(found):
+        raise InputError(f"{config.titles}: has a title for none of the {len(found)} items")
+    notes += (f"{found.count(''):,} of {len(found):,} items have no title",)
+    return replace(prepared, titles=found, notes=notes, inputs=(config.raw, config.titles))
 
 
 def _check_flags(config: PrepareLog) -> None:
@@ -283,23 +288,27 @@ def _listed(columns: Iterable[str]) -> str:
     return "it has " + ", ".join(repr(name[:40]) for name in itertools.islice(columns, 20) if name != _EXTRA)
 
 
-def _title_columns(path: Path, item_col: str) -> list[str]:
+def _read_titles(config: PrepareLog, path: Path) -> tuple[dict[str, str], tuple[str, ...]]:
+    """The title of each item that has one in ``path``, the first where it has several; and notes of bad rows."""
     columns = _header(path, ",")
-    for name in (item_col, "title"):
+    for name in (config.item_col, "title"):
         if name not in columns:
             raise InputError(f"{path}: no column {name!r}; {_listed(columns)}")
-    return columns
-
-
-def _read_titles(path: Path, item_col: str, item_ids: list[str]) -> list[str]:
-    """The title of each item, "" where ``path`` has none; where it has several, the first."""
-    columns = _title_columns(path, item_col)
-    wanted = scan_text(path, columns, ",", header=True).select(pl.col(item_col).alias("item"), "title")
-    try:
-        found = wanted.filter(pl.col("item").is_in(item_ids) & pl.col("title").is_not_null()).collect()
-    except pl.exceptions.PolarsError as error:
-        raise InputError(f"{path}: {str(error).splitlines()[0]}") from None
-    titles = dict(reversed(found.rows()))
-    if not titles:
-        raise InputError(f"{path}: has a title for none of the {len(item_ids)} items")
-    return [titles.get(item, "") for item in item_ids]
+    places = [columns.index(name) for name in (config.item_col, "title")]
+    bad = BadRows(path, skip=config.skip_bad_rows)
+    titles: dict[str, str] = {}
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        reader, line = csv.reader(file, strict=True), 1
+        try:
+            for fields in reader:
+                item, title = (fields[i].strip() if i < len(fields) else "" for i in places)
+                if len(fields) > len(columns):
+                    bad.add(line, _REASONS[1])
+                elif not is_text(item + title):
+                    bad.add(line, "not UTF-8 text")
+                elif line > 1 and title:
+                    titles.setdefault(item, title)
+                line = reader.line_num + 1
+        except csv.Error as error:
+            raise InputError(f"{path}: line {line}: {_QUOTE}: {error}") from None
+    return titles, bad.notes()

@@ -82,6 +82,38 @@ def test_titles(tmp_path):
         read_log(config(tmp_path, titles=tmp_path / "titles.csv"))
 
 
+def test_titles_are_stripped_and_counted(tmp_path):
+    (tmp_path / "titles.csv").write_text('\ufeffitem_id,title\n c , 3" pipe \n\nb, \nb,"two\nlines"\nb,Later\na\n')
+    prepared = read_log(config(tmp_path, titles=tmp_path / "titles.csv"))
+    assert prepared.titles == ["", "two\nlines", '3" pipe']
+    assert prepared.notes[-1] == "1 of 3 items have no title"
+
+
+BAD_TITLES = {  # added as the third data row, after one of two lines: an editor's line 5
+    b"c,Title, 0": "more fields",
+    b"c,Title,": "more fields",
+    b"c,Caf\xe9": "not UTF-8",
+}
+
+
+@pytest.mark.parametrize("row", BAD_TITLES)
+def test_bad_rows_of_titles_are_named_or_counted(tmp_path, row):
+    path = tmp_path / "titles.csv"
+    path.write_bytes(b'item_id,title\na,"Tent,\nsmall"\nb,Stove\n' + row + b"\nc,Mug\n")
+    with pytest.raises(InputError, match=rf"titles\.csv: line 5: {BAD_TITLES[row]}"):
+        read_log(config(tmp_path, titles=path))
+    prepared = read_log(config(tmp_path, titles=path, skip_bad_rows=True))
+    assert prepared.titles == ["Tent,\nsmall", "Stove", "Mug"]
+    assert prepared.notes[0].startswith(f"titles.csv: bad rows skipped: 1, the first in line 5: {BAD_TITLES[row]}")
+
+
+@pytest.mark.parametrize("row", ['b,"Stove', 'b,"3" pipe"'])
+def test_an_open_quote_in_titles_is_named(tmp_path, row):
+    (tmp_path / "titles.csv").write_text(f'item_id,title\na,"Tent,\nsmall"\n{row}\nc,Mug\n')
+    with pytest.raises(InputError, match=r"titles\.csv: line 4: a quote"):
+        read_log(config(tmp_path, titles=tmp_path / "titles.csv", skip_bad_rows=True))
+
+
 def test_other_columns_and_separator(tmp_path):
     text = "t;thing;visit\n" + "".join(f"{t};{i};{s}\n" for s, i, t, _ in PLAIN)
     prepared = read_log(config(tmp_path, text, separator=";", session_col="visit", item_col="thing", time_col="t"))
