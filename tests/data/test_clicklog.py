@@ -163,6 +163,17 @@ def test_parquet_of_any_type(tmp_path):
         assert rows(prepared.sessions) == [[2, 1, 3], [2, 1], [2, 3]], name
 
 
+def test_not_a_number_is_no_id(tmp_path):
+    path = tmp_path / "log.parquet"
+    columns = {"session_id": [1.0, 1.0, float("nan")], "item_id": [1.0, float("nan"), 1.0], "timestamp": [1, 2, 3]}
+    pl.DataFrame(columns).write_parquet(path)
+    with pytest.raises(InputError, match=r"log\.parquet: row 2: no item"):
+        read_log(PrepareParquet(out=tmp_path / "out", raw=path))
+    pl.DataFrame(columns | {"item_id": [1.0, 1.0, 1.0]}).write_parquet(path)
+    with pytest.raises(InputError, match=r"log\.parquet: row 3: no session"):
+        read_log(PrepareParquet(out=tmp_path / "out", raw=path))
+
+
 BAD = {  # added as the log's second data row: an editor's line 3
     "s9,a": "no time",
     "s9,,5": "no item",
@@ -172,7 +183,9 @@ BAD = {  # added as the log's second data row: an editor's line 3
     "s9,a,soon": "no time",
     "s9,a,nan": "no time",
     "s9,a,inf": "no time",
-    "s9,a,1e15": "no time",
+    "s9,a,1e15": "a time out of range: seconds below 1e11 or milliseconds",
+    "s9,a,-1700000000000000": "a time out of range",
+    "s9,a,1700000000000000000": "a time out of range",
     "s9,a,2020-01-01": "no time",
     "s9,a,5,x,y": "more fields",
     "s9,a,5,x,": "more fields",
@@ -219,12 +232,22 @@ def test_bytes_that_are_no_text(tmp_path):
     assert len(read_log(config(tmp_path, text, skip_bad_rows=True)).train) == 3
 
 
-def test_an_open_quote_is_named(tmp_path):
+@pytest.mark.parametrize("field", ['"a', '5" pipe', '"5" pipe"', '2 "3" 4"'])
+def test_a_quote_that_is_open_or_stray_is_named(tmp_path, field):
     with pytest.raises(InputError, match=r"log\.csv: line 14: a quote"):
-        read_log(config(tmp_path, LOG + 's5,"a,60,\ns5,b,61,\n', skip_bad_rows=True))
+        read_log(config(tmp_path, LOG + f's5,{field},60,\ns5,"b",61,"two\nlines"\n', skip_bad_rows=True))
 
 
-@pytest.mark.parametrize("form", ["\ufeff" + LOG, LOG.replace("\n", "\r\n"), LOG + "\n\n", LOG.rstrip("\n")])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "\ufeff" + LOG,
+        LOG.replace("\n", "\r\n"),
+        LOG + "\n\n",
+        LOG.rstrip("\n"),
+        LOG.replace("s1,b", " s1,b ").replace("s3,c", 's3,"\u00a0c\t"'),
+    ],
+)
 def test_harmless_forms(tmp_path, form):
     assert rows(read_log(config(tmp_path, form)).sessions) == [[2, 1, 3], [2, 1], [2, 3]]
 
