@@ -174,6 +174,21 @@ def test_shards_of_different_models_are_not_merged(call, flags, tmp_path, refuse
     assert 'engine.model "another"' in line
 
 
+@pytest.mark.parametrize("content", [[], {"shard": "1/2"}, {"label": 5}])
+def test_a_foreign_identity_is_named(whole, flags, tmp_path, refused, content):
+    (whole / "answers/identity.json").write_text(json.dumps(content))
+    line = refused(merge, *flags[:4], "--out", tmp_path / "m", "--shards", whole)
+    assert f"{whole / 'answers/identity.json'}: a " in line
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize("content", [[], {}, {"provenance": "x"}])
+def test_foreign_intents_are_named(whole, flags, refused, content):
+    (whole / "meta.json").write_text(json.dumps(content))
+    for command, more in ((main, flags[4:]), (merge, ("--shards", whole))):
+        assert f"{whole / 'meta.json'}: a " in refused(command, *flags[:4], "--out", whole, *more)
+
+
 def test_answers_can_be_classified_anew(whole, flags, tiny, tmp_path):
     out = tmp_path / "again"
     argv = (*flags[:4], "--out", out, "--shards", whole, "--explicit-rule", "candidates")
