@@ -11,13 +11,13 @@ from rich.progress import Progress
 from dmsrec_jax.artifacts import Intents, SessionIntents, write_intents
 from dmsrec_jax.data import SessionDataset
 from dmsrec_jax.errors import InputError
-from dmsrec_jax.files import read_json, staged_files, write_json
+from dmsrec_jax.files import staged_files, write_json
 from llm_stage.config import IntentsConfig
 from llm_stage.encoder import load_encoder, stored
 from llm_stage.intents import classify, gather, part_of, spread
 from llm_stage.questions import RowSpace
 from llm_stage.report import print_report, summarise, write_figure
-from llm_stage.store import AnswerStore, differing
+from llm_stage.store import AnswerStore, differing, read_object
 
 
 def choices(config: IntentsConfig) -> dict[str, str]:
@@ -34,11 +34,14 @@ def is_finished(out: Path, config: IntentsConfig, identity: Mapping[str, Any]) -
     """Whether ``out`` holds the intents of this very run.
 
     Raises:
-      InputError: it holds those of other answers, or of the same by another encoder or rule, without --overwrite.
+      InputError: it holds those of other answers, or of the same by another encoder or rule, without --overwrite, or
+        its meta.json is foreign.
     """
     if not (out / "meta.json").is_file():
         return False
-    made = read_json(out / "meta.json").get("provenance", {})
+    made = read_object(out / "meta.json").get("provenance")
+    if not isinstance(made, dict):
+        raise InputError(f"{out / 'meta.json'}: a provenance is due")
     here = {"answers": dict(identity), **choices(config)}
     there = {key: made.get(key) for key in here}
     if differences := differing(there, here):

@@ -62,6 +62,8 @@ def read_shards(shards: Sequence[Path]) -> tuple[dict[str, Any], str, dict[int, 
     answers: dict[int, Answer] = {}
     for shard in shards:
         identity, found = read_answers(shard / "answers")
+        if not isinstance(identity.get("label"), str):
+            raise InputError(f"{shard / 'answers/identity.json'}: a label is due")
         identity = {key: value for key, value in identity.items() if key != "shard"}
         common = identity if common is None else common
         if differences := differing(common, identity):

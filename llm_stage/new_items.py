@@ -11,20 +11,22 @@ def read_new_items_csv(path: Path, dataset: SessionDataset) -> tuple[list[str], 
     """Ids and titles of a CSV file with the columns id and title; other columns are passed over.
 
     Raises:
-      InputError: the file is missing or foreign, or a row has no id, no title, or an id that is taken.
+      InputError: the file is missing or foreign, or a row has no id, no title, too many fields, or an id that is taken.
     """
     ids: list[str] = []
     titles: list[str] = []
     taken = set(dataset.item_ids)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
+            reader = csv.DictReader(file, strict=True)
             missing = {"id", "title"} - set(reader.fieldnames or ())
             if missing:
                 raise InputError(f"{path}: no column {sorted(missing)[0]!r}; id and title are due")
             for row in reader:
                 item, title = ((row[name] or "").strip() for name in ("id", "title"))
                 line = f"{path}: line {reader.line_num}"
+                if None in row:
+                    raise InputError(f"{line}: more fields than the header has")
                 if not item or not title:
                     raise InputError(f"{line}: no {'title' if item else 'id'}")
                 if item in taken:

@@ -73,12 +73,14 @@ def shard_of(order: np.ndarray, shard: str | None) -> np.ndarray:
     """The questions of shard "i/n", a contiguous part of ``order``; all of them for None.
 
     Raises:
-      InputError: ``shard`` is not of that form with 1 ≤ i ≤ n.
+      InputError: ``shard`` is not of that form with 1 ≤ i ≤ n ≤ questions.
     """
     if shard is None:
         return order
     i, slash, n = shard.partition("/")
     if not (slash and i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n)):
         raise InputError(f"--shard {shard}: I/N with I from 1 to N is due, such as 2/4")
+    if int(n) > len(order):
+        raise InputError(f"--shard {shard}: there are {len(order):,} questions, so at most as many shards")
     first, last = ((int(i) - 1) * len(order) // int(n), int(i) * len(order) // int(n))
     return order[first:last]

@@ -31,6 +31,9 @@ ENGINES = {
 SAMPLED = 64
 """Questions whose tokens --dry-run counts."""
 
+LONGEST_TIMEOUT = 1_000_000
+"""Seconds; sockets take little more."""
+
 SECONDS_PER_LINE = 60
 """How often progress is printed where there is no terminal."""
 
@@ -77,10 +80,16 @@ def run(config: RunConfig) -> None:
 
 def check_settings(config: RunConfig) -> None:
     """Refuses numbers that no run can be made with."""
-    for name in ("max_intents", "max_new_tokens", "title_chars", "max_model_len", "batch_size", "limit"):
+    counts = ("max_intents", "max_new_tokens", "title_chars", "max_model_len", "batch_size", "limit")
+    least = dict.fromkeys((*counts, "concurrency", "tensor_parallel"), 1) | {"retries": 0}
+    for name, due in least.items():
         value = getattr(config, name)
-        if value is not None and value < 1:
-            raise InputError(f"{cli.flag_of(name)} {value}: at least 1 is due")
+        if value is not None and value < due:
+            raise InputError(f"{cli.flag_of(name)} {value}: at least {due} is due")
+    if not 0 < config.timeout <= LONGEST_TIMEOUT:
+        raise InputError(f"--timeout {config.timeout}: more than 0 and at most {LONGEST_TIMEOUT:,} is due")
+    if not 0 < config.gpu_memory_utilization <= 1:
+        raise InputError(f"--gpu-memory-utilization {config.gpu_memory_utilization}: more than 0 and at most 1 is due")
     if not config.tokens_per_second > 0:
         raise InputError(f"--tokens-per-second {config.tokens_per_second}: more than 0 is due")
     if config.out.exists() and not config.out.is_dir():

@@ -106,10 +106,22 @@ def read_answers(folder: Path) -> tuple[dict[str, Any], Iterator[tuple[int, Answ
     Raises:
       InputError: it is no folder of answers, another process holds it, or it is damaged.
     """
-    identity = read_json(folder / "identity.json")
+    identity = read_object(folder / "identity.json")
     locked(folder).close()
     batches, _ = _whole_batches(folder)
     return identity, (pair for batch in batches for pair in _parse(_read(folder, batch)))
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Reads a JSON file that holds an object.
+
+    Raises:
+      InputError: the file is missing, unreadable or holds something else.
+    """
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: a JSON object is due")
+    return found
 
 
 def _name(file: int) -> str:
@@ -144,7 +156,7 @@ def _recover(folder: Path) -> tuple[list[_Batch], int]:
     if index.exists() and index.stat().st_size > size:
         _write_at(index, size, b"")
     ends = {batch.file: batch.start + batch.size for batch in batches}
-    for path in folder.glob("?????.jsonl"):
+    for path in folder.glob("[0-9]" * 5 + ".jsonl"):
         end = ends.get(int(path.stem), 0)
         if path.stat().st_size > end:
             _write_at(path, end, b"")

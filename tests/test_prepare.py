@@ -131,9 +131,10 @@ BROKEN = {
     "csv length": ("csv", {}, ["--min-session-len", "x"], "--min-session-len"),
     "csv separator": ("csv", {}, ["--separator", "ab"], "--separator 'ab'"),
     "csv titles missing": ("csv", {}, ["--titles", "nowhere.csv"], "nowhere.csv: No such file"),
-    "csv is a folder": ("csv", {}, ["--raw", "."], "Is a directory"),
+    "csv is a folder": ("csv", {}, ["--raw", "."], ".: Is a directory"),
     "flag unknown": ("csv", {}, ["--unknown"], "--unknown"),
     "parquet missing": ("parquet", {"log__parquet": None}, [], "log.parquet: "),
+    "parquet is a folder": ("parquet", {}, ["--raw", "."], ".: Is a directory"),
     "parquet empty": ("parquet", {"log__parquet": b""}, [], "log.parquet: "),
     "parquet foreign": ("parquet", {"log__parquet": LOG}, [], "log.parquet: "),
     "parquet cut": ("parquet", {"log__parquet": cut(PARQUET)}, [], "log.parquet: "),
@@ -166,6 +167,7 @@ BROKEN = {
     "ml-1m binary": ("ml-1m", {"ratings__dat": JUNK}, [], "ratings.dat: line 1"),
     "ml-1m too few": ("ml-1m", {"ratings__dat": "1::2::3::4\n"}, [], "too few"),
     "amazon missing": ("amazon-2014", {"meta_X__json__gz": None}, [], "one meta_*.json.gz is due, 0 found"),
+    "amazon no folder": ("amazon-2014", {}, ["--raw", "README.md"], "README.md: Not a directory"),
     "amazon plain": ("amazon-2014", {"reviews_X_5__json__gz": "{}\n"}, [], "reviews_X_5.json.gz: "),
     "amazon cut": ("amazon-2014", {"reviews_X_5__json__gz": cut(gz({"a": 1}), 0.7)}, [], "reviews_X_5.json.gz: "),
     "amazon empty": ("amazon-2014", {"reviews_X_5__json__gz": gz()}, [], "no review"),
@@ -270,6 +272,17 @@ def test_an_existing_folder_is_kept_unless_told(tmp_path, capsys):
     main(["demo", "--out", str(out), "--seed", "1", "--overwrite"])
     assert SessionDataset.load(out, verify=True).hash != before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("place", ["file", "file/deeper"])
+def test_a_file_where_a_folder_is_due(tmp_path, refused, place):
+    (tmp_path / "file").touch()
+    line = refused(main, "npz", "--raw", make(tmp_path / "raw", "npz"), "--out", tmp_path / place / "data")
+    assert f"{tmp_path / 'file'}: exists and is not a folder" in line
+
+
+def test_a_negative_seed(tmp_path, refused):
+    assert "--seed -1: must be 0 or more" in refused(main, "demo", "--seed", -1, "--out", tmp_path / "out")
 
 
 def test_the_process_itself(tmp_path):

@@ -17,7 +17,7 @@ from dmsrec_jax.data.config import PrepareAmazon
 from dmsrec_jax.data.dataset import Sessions
 from dmsrec_jax.data.samples import prefixes, take
 from dmsrec_jax.data.splits import n_first
-from dmsrec_jax.data.write import Prepared
+from dmsrec_jax.data.write import Prepared, is_text
 from dmsrec_jax.errors import InputError
 
 _MAX_LINE = 1 << 22
@@ -42,7 +42,7 @@ def read_amazon(config: PrepareAmazon) -> Prepared:
     users, asins, times = [], [], []
     for number, review in _records(reviews, bad_reviews):
         user, asin, time = (review.get(key) for key in ("reviewerID", "asin", "unixReviewTime"))
-        if not (isinstance(user, str) and user and isinstance(asin, str) and asin and type(time) is int):
+        if not (isinstance(user, str) and user and is_text(asin) and asin and type(time) is int):
             bad_reviews.add(number, "reviewerID, asin and unixReviewTime are due")
             continue
         if not abs(time) < 1 << 62:
@@ -76,7 +76,10 @@ def read_amazon(config: PrepareAmazon) -> Prepared:
 
 
 def _one(folder: Path, pattern: str) -> Path:
-    found = sorted(folder.glob(pattern)) if folder.is_dir() else []
+    try:
+        found = [file for file in folder.iterdir() if file.match(pattern)]  # glob finds nothing where it may not read
+    except OSError as error:
+        raise InputError(f"{folder}: {error.strerror or error}") from None
     if len(found) != 1:
         raise InputError(f"{folder}: one {pattern} is due, {len(found)} found")
     return found[0]
@@ -87,7 +90,7 @@ def _read_titles(path: Path, item_ids: list[str], bad: BadRows) -> list[str]:
     titles = dict.fromkeys(item_ids, "")
     for number, product in _records(path, bad):
         asin, title = product.get("asin"), product.get("title", "")
-        if not isinstance(asin, str) or not isinstance(title, str):
+        if not is_text(asin) or not is_text(title):
             bad.add(number, "asin, and title if any, are due as text")
         elif asin in titles:
             titles[asin] = html.unescape(title).strip()

@@ -14,7 +14,7 @@ from rich.progress import Progress
 from dmsrec_jax.data.bad_rows import BadRows
 from dmsrec_jax.data.clicks import Clicks, build
 from dmsrec_jax.data.config import PrepareCsv, PrepareLog
-from dmsrec_jax.data.write import Prepared
+from dmsrec_jax.data.write import Prepared, is_text
 from dmsrec_jax.errors import InputError
 
 _EXTRA = "\0"
@@ -27,7 +27,9 @@ _REASONS = {
     3: "no item",
     4: "an id that is not UTF-8 text",
     5: "no time that is a number (seconds or milliseconds) or ISO 8601",
+    6: "a time out of range: seconds below 1e11 or milliseconds below 1e14 are due",
 }
+_QUOTE = "a quote that is not closed, or text beside it"
 _DUPLICATE = "the session has an earlier row of the same time"
 
 
@@ -38,12 +40,11 @@ def read_log(config: PrepareLog) -> Prepared:
     per click and with the distinct ids, not with the file. Blank lines are passed over.
 
     Raises:
-      InputError: the file is missing or foreign, a column is missing, a row is bad (and ``skip_bad_rows`` false), a
+      InputError: a file is missing or foreign, a column is missing, a row is bad (and ``skip_bad_rows`` false), a
         flag is out of range, or nothing is left.
     """
     _check_flags(config)
-    if config.titles is not None:
-        _title_columns(config.titles, config.item_col)  # fails now rather than after the log
+    titles, notes = ({}, ()) if config.titles is None else _read_titles(config, config.titles)
     bad = BadRows(config.raw, skip=config.skip_bad_rows, place=partial(_place, config))
     try:
         clicks, items = _read_clicks(config, bad)
@@ -65,9 +66,14 @@ def read_log(config: PrepareLog) -> Prepared:
         test_days=config.test_days,
         augment_prefixes=config.augment_prefixes,
     )
-    titles = None if config.titles is None else _read_titles(config.titles, config.item_col, prepared.item_ids)
-    inputs = tuple(file for file in (config.raw, config.titles) if file is not None)
-    return replace(prepared, titles=titles, notes=bad.notes() + prepared.notes, inputs=inputs)
+    notes = bad.notes() + notes + prepared.notes
+    if config.titles is None:
+        return replace(prepared, notes=notes, inputs=(config.raw,))
+    found = [titles.get(item, "") for item in prepared.item_ids]
+    if not any(found):
+        raise InputError(f"{config.titles}: has a title for none of the {len(found)} items")
+    notes += (f"{found.count(''):,} of {len(found):,} items have no title",)
+    return replace(prepared, titles=found, notes=notes, inputs=(config.raw, config.titles))
 
 
 def _check_flags(config: PrepareLog) -> None:
@@ -89,8 +95,8 @@ def _read_clicks(config: PrepareLog, bad: BadRows) -> tuple[Clicks, pl.Series]:
     for flag, name in (("session", config.session_col), ("item", config.item_col), ("time", config.time_col)):
         if name not in columns:
             raise InputError(f"{config.raw}: no column {name!r} (--{flag}-col); {_listed(columns)}")
-    session, item = (pl.col(name).cast(pl.String) for name in (config.session_col, config.item_col))
-    time = _microseconds(log, config.time_col, columns[config.time_col])
+    session, item = (_id(name, columns[name]) for name in (config.session_col, config.item_col))
+    time, too_far = _microseconds(log, config.time_col, columns[config.time_col])
     extra = pl.col("row").is_in(_wide_rows(config, len(columns) - 1).implode()) if _EXTRA in columns else pl.lit(False)
     no_text = session.str.contains("\ufffd", literal=True) | item.str.contains("\ufffd", literal=True)
     reason = pl.when(extra).then(1).when(_empty(session)).then(2).when(_empty(item)).then(3)
@@ -102,7 +108,15 @@ def _read_clicks(config: PrepareLog, bad: BadRows) -> tuple[Clicks, pl.Series]:
             session.cast(pl.Categorical(pl.Categories.random())).alias("session"),
             item.cast(pl.Categorical(pl.Categories.random())).alias("item"),
             time.alias("time"),
-            reason.when(no_text).then(4).when(time.is_null()).then(5).otherwise(0).cast(pl.UInt8).alias("reason"),
+            reason.when(no_text)
+            .then(4)
+            .when(too_far)
+            .then(6)
+            .when(time.is_null())
+            .then(5)
+            .otherwise(0)
+            .cast(pl.UInt8)
+            .alias("reason"),
         )
     )
     batches: list[pl.DataFrame] = []  # of categoricals: codes hold only as long as some column of their kind lives
@@ -126,6 +140,7 @@ def _read_clicks(config: PrepareLog, bad: BadRows) -> tuple[Clicks, pl.Series]:
 def _scan(config: PrepareLog) -> pl.LazyFrame:
     """The log, every CSV field as text and null where empty."""
     if not isinstance(config, PrepareCsv):
+        config.raw.open("rb").close()  # what it says of a folder is better than what polars does
         return pl.scan_parquet(config.raw, glob=False)
     separator = _separator(config.separator)
     return scan_text(config.raw, _header(config.raw, separator), separator, header=True)
@@ -201,28 +216,35 @@ def _header(path: Path, separator: str) -> list[str]:
     return names
 
 
+def _id(name: str, dtype: pl.DataType) -> pl.Expr:
+    """A column of ids as text without outer white space, null where it is no number."""
+    column = pl.col(name).fill_nan(None) if dtype.is_float() else pl.col(name)
+    return column.cast(pl.String).str.strip_chars()
+
+
 def _empty(text: pl.Expr) -> pl.Expr:
-    return text.is_null() | (text.str.strip_chars() == "")
+    return text.is_null() | (text == "")
 
 
-def _microseconds(log: pl.LazyFrame, name: str, dtype: pl.DataType) -> pl.Expr:
-    """The time column as int64 microseconds since 1970, null where it cannot be read.
+def _microseconds(log: pl.LazyFrame, name: str, dtype: pl.DataType) -> tuple[pl.Expr, pl.Expr]:
+    """The time column as int64 microseconds since 1970, null where it cannot be read; and where it is out of range.
 
     Text is a number or ISO 8601, whichever most of the first rows are. A number below 1e11 is in seconds (to the year
     5138), one below 1e14 in milliseconds (from 1973).
     """
     column = pl.col(name)
     if dtype == pl.Date or dtype == pl.Datetime:
-        return column.cast(pl.Datetime("us")).dt.epoch("us") if dtype == pl.Date else column.dt.epoch("us")
+        column = column.cast(pl.Datetime("us")) if dtype == pl.Date else column
+        return column.dt.epoch("us"), pl.lit(False)
     text = column.cast(pl.String).str.strip_chars()
     number = text.cast(pl.Float64, strict=False) if dtype == pl.String else column.cast(pl.Float64)
     if dtype == pl.String:
         start = log.select(number=number.is_not_null(), text=text.is_not_null()).head(1000).sum().collect()
         if 2 * start["number"].item() < start["text"].item():
-            return _iso(text)
+            return _iso(text), pl.lit(False)
     size = number.abs()
     scale = pl.when(size < 1e11).then(1e6).when(size < 1e14).then(1e3)
-    return (number * scale).round().cast(pl.Int64)
+    return (number * scale).round().cast(pl.Int64), number.is_finite() & scale.is_null()
 
 
 def _iso(text: pl.Expr) -> pl.Expr:
@@ -269,12 +291,16 @@ def _unreadable(config: PrepareLog, error: Exception) -> InputError:
     """The error of a file that the parser gives up on, with the line where there is one."""
     if isinstance(config, PrepareCsv):
         with config.raw.open(encoding="utf-8", errors="replace", newline="") as file:
-            reader, line = csv.reader(file, delimiter=_separator(config.separator), strict=True), 1
+            lines, again = itertools.tee(file)
+            reader, line = csv.reader(lines, delimiter=_separator(config.separator), strict=True), 1
             try:
                 for _ in reader:
+                    # a quote inside of a field is text to this reader, but not to polars
+                    if sum(text.count('"') for text in itertools.islice(again, reader.line_num + 1 - line)) % 2:
+                        raise csv.Error
                     line = reader.line_num + 1
             except csv.Error:
-                return InputError(f"{config.raw}: line {line}: a quote that is not closed, or text beside it")
+                return InputError(f"{config.raw}: line {line}: {_QUOTE}")
     return InputError(f"{config.raw}: not readable as a click log: {str(error).splitlines()[0]}")
 
 
@@ -283,23 +309,27 @@ def _listed(columns: Iterable[str]) -> str:
     return "it has " + ", ".join(repr(name[:40]) for name in itertools.islice(columns, 20) if name != _EXTRA)
 
 
-def _title_columns(path: Path, item_col: str) -> list[str]:
+def _read_titles(config: PrepareLog, path: Path) -> tuple[dict[str, str], tuple[str, ...]]:
+    """The title of each item that has one in ``path``, the first where it has several; and notes of bad rows."""
     columns = _header(path, ",")
-    for name in (item_col, "title"):
+    for name in (config.item_col, "title"):
         if name not in columns:
             raise InputError(f"{path}: no column {name!r}; {_listed(columns)}")
-    return columns
-
-
-def _read_titles(path: Path, item_col: str, item_ids: list[str]) -> list[str]:
-    """The title of each item, "" where ``path`` has none; where it has several, the first."""
-    columns = _title_columns(path, item_col)
-    wanted = scan_text(path, columns, ",", header=True).select(pl.col(item_col).alias("item"), "title")
-    try:
-        found = wanted.filter(pl.col("item").is_in(item_ids) & pl.col("title").is_not_null()).collect()
-    except pl.exceptions.PolarsError as error:
-        raise InputError(f"{path}: {str(error).splitlines()[0]}") from None
-    titles = dict(reversed(found.rows()))
-    if not titles:
-        raise InputError(f"{path}: has a title for none of the {len(item_ids)} items")
-    return [titles.get(item, "") for item in item_ids]
+    places = [columns.index(name) for name in (config.item_col, "title")]
+    bad = BadRows(path, skip=config.skip_bad_rows)
+    titles: dict[str, str] = {}
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        reader, line = csv.reader(file, strict=True), 1
+        try:
+            for fields in reader:
+                item, title = (fields[i].strip() if i < len(fields) else "" for i in places)
+                if len(fields) > len(columns):
+                    bad.add(line, _REASONS[1])
+                elif not is_text(item + title):
+                    bad.add(line, "not UTF-8 text")
+                elif line > 1 and title:
+                    titles.setdefault(item, title)
+                line = reader.line_num + 1
+        except csv.Error as error:
+            raise InputError(f"{path}: line {line}: {_QUOTE}: {error}") from None
+    return titles, bad.notes()

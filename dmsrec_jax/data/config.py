@@ -75,7 +75,7 @@ class PrepareLog(Prepare):
     """What the click logs take."""
 
     raw: Path
-    """The click log: one row per click."""
+    """The click log: one row per click. White space around ids and titles is no part of them."""
     session_col: str = "session_id"
     """Column of the session (or visit, or user) id."""
     item_col: str = "item_id"

@@ -1,5 +1,6 @@
 """The embedded demo: a made-up shop whose visitors weigh two needs against each other. Deterministic, needs no file."""
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from dmsrec_jax.data.samples import prefixes
 from dmsrec_jax.data.splits import n_first
 from dmsrec_jax.data.write import Prepared, write_dataset
 from dmsrec_jax.errors import InputError
+from dmsrec_jax.files import read_json
 
 VERSION = 1
 """Raised whenever the generated data change, so that cached copies are made anew."""
@@ -99,7 +101,13 @@ def demo_sessions(seed: int = 0) -> Sessions:
 
 
 def prepare_demo(seed: int = 0) -> Prepared:
-    """The demo data set: all prefixes of the sessions, the last tenth of which test."""
+    """The demo data set: all prefixes of the sessions, the last tenth of which test.
+
+    Raises:
+      InputError: the seed is negative.
+    """
+    if seed < 0:
+        raise InputError(f"--seed {seed}: must be 0 or more")
     sessions = demo_sessions(seed)
     n_train = n_first(N_SESSIONS, 0.1)
     cut = sessions.offsets[n_train]
@@ -115,12 +123,19 @@ def provenance(seed: int = 0) -> dict[str, object]:
 
 
 def demo_dataset(cache_dir: Path) -> SessionDataset:
-    """The demo data set of seed 0, written to ``cache_dir / "demo"`` unless it is there unchanged."""
+    """The demo data set of seed 0, written to ``cache_dir / "demo"`` unless it is there unchanged.
+
+    Raises:
+      InputError: something else is there.
+    """
     path = cache_dir / "demo"
-    try:
-        dataset = SessionDataset.load(path, verify=True)
-        if provenance().items() <= dataset.meta["provenance"].items():
-            return dataset
-    except InputError:
-        pass  # absent, damaged or of another schema: made anew below
+    if path.is_dir() and any(path.iterdir()):
+        made, due = None, provenance()
+        with contextlib.suppress(InputError, KeyError, TypeError):
+            made = read_json(path / "meta.json")["provenance"]
+        if not isinstance(made, dict) or any(made.get(key) != due[key] for key in ("source", "seed")):
+            raise InputError(f"{path}: holds another data set than the demo; name it with --dataset, or move it away")
+        if made.get("version") == due["version"]:
+            with contextlib.suppress(InputError):  # damaged or of another schema: made anew below
+                return SessionDataset.load(path, verify=True)
     return write_dataset(prepare_demo(), path, name="demo", provenance=provenance(), overwrite=True)

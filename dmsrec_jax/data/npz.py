@@ -11,7 +11,7 @@ import numpy as np
 from dmsrec_jax.data.config import PrepareNpz
 from dmsrec_jax.data.dataset import Sessions
 from dmsrec_jax.data.samples import align, infer_chains, prefixes, without_longest
-from dmsrec_jax.data.write import Prepared
+from dmsrec_jax.data.write import Prepared, is_text
 from dmsrec_jax.errors import InputError
 from dmsrec_jax.files import read_json
 
@@ -134,10 +134,15 @@ def _read_titles(path: Path) -> tuple[list[str], list[str]]:
     entries = read_json(path)
     if not isinstance(entries, dict) or not entries:
         raise InputError(f"{path}: an object of item id to title is due")
-    try:
-        by_id = {int(key): value for key, value in entries.items()}
-    except ValueError as error:
-        raise InputError(f"{path}: {error}, where an item id is due") from None
+    by_id: dict[int, Any] = {}
+    for key, value in entries.items():
+        try:
+            item = int(key)
+        except ValueError as error:
+            raise InputError(f"{path}: {error}, where an item id is due") from None
+        if item in by_id:
+            raise InputError(f"{path}: key {key!r}: an earlier key is item {item}, too")
+        by_id[item] = value
     n_items = max(by_id)
     if min(by_id) < 1 or n_items > MAX_ITEMS:
         raise InputError(f"{path}: item {min(by_id) if min(by_id) < 1 else n_items} is outside 1 to {MAX_ITEMS}")
@@ -145,8 +150,15 @@ def _read_titles(path: Path) -> tuple[list[str], list[str]]:
     for item, entry in by_id.items():
         fields: dict[str, Any] = {"title": entry} if isinstance(entry, str) else entry
         title = fields.get("title", "") if isinstance(fields, dict) else None
-        if not isinstance(title, str):
-            raise InputError(f"{path}: item {item}: a title, or an object with one, is due")
+        if not is_text(title):
+            raise InputError(f"{path}: item {item}: a title, or an object with one, is due as text")
         titles[item - 1] = html.unescape(title)
-        item_ids[item - 1] = str(fields.get("asin", fields.get("movie_id", item)))
+        raw_id = fields.get("asin", fields.get("movie_id", item))
+        if type(raw_id) is not int and not (is_text(raw_id) and raw_id):
+            raise InputError(f"{path}: item {item}: an asin or movie_id, if any, is due as text or whole number")
+        item_ids[item - 1] = str(raw_id)
+    first: dict[str, int] = {}
+    for item, raw_id in enumerate(item_ids, 1):
+        if first.setdefault(raw_id, item) < item:
+            raise InputError(f"{path}: items {first[raw_id]} and {item} have one raw id, {raw_id!r}")
     return item_ids, titles

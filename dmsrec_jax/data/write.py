@@ -43,8 +43,10 @@ def write_dataset(
       overwrite: replace a folder that is there.
 
     Raises:
-      InputError: there is nothing to train or to test on, or ``out`` exists.
+      InputError: there is nothing to train or to test on, or ``out`` exists or cannot be made.
     """
+    if file := next((folder for folder in out.parents if folder.exists() and not folder.is_dir()), None):
+        raise InputError(f"{file}: exists and is not a folder")
     train = _by_chain(prepared.train)
     for split, what in ((train, "training"), (prepared.test, "test")):
         if not len(split):
@@ -94,6 +96,11 @@ def _by_chain(split: Split) -> Split:
     order = np.argsort(split.chains, kind="stable")
     clicks = ragged(split.items, split.offsets[order], split.lengths[order])
     return Split(*clicks, split.targets[order], split.chains[order])
+
+
+def is_text(value: object) -> bool:
+    """Whether ``value`` is text that a file can hold, without half a surrogate pair."""
+    return isinstance(value, str) and value.encode(errors="ignore").decode() == value
 
 
 def table1(dataset: SessionDataset) -> Table:

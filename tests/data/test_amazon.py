@@ -42,8 +42,11 @@ def test_by_hand(tmp_path, literal):
     assert prepared.test.targets.tolist() == [1]
 
 
+SURROGATE = json.dumps({"reviewerID": "u1", "asin": "B\ud800", "unixReviewTime": 1})
+
+
 @pytest.mark.parametrize(
-    "line", ["{", "[1, 2]", "{'asin': __import__('os')}", "(" * 500, '{"asin": "B1"}', "{'a': 1} x"]
+    "line", ["{", "[1, 2]", "{'asin': __import__('os')}", "(" * 500, '{"asin": "B1"}', "{'a': 1} x", SURROGATE]
 )
 def test_bad_lines_are_named_or_counted(tmp_path, line):
     raw = write(tmp_path / "raw", extra=line)
@@ -52,3 +55,12 @@ def test_bad_lines_are_named_or_counted(tmp_path, line):
     prepared = read_amazon(PrepareAmazon(out=tmp_path, raw=raw, skip_bad_rows=True))
     assert "bad rows skipped: 1, the first in line 2" in prepared.notes[0]
     assert len(prepared.train) == 3
+
+
+def test_a_title_with_half_a_surrogate_pair_is_a_bad_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(META[1], "title", "\ud800")
+    raw = write(tmp_path / "raw")
+    with pytest.raises(InputError, match=r"meta_X\.json\.gz: line 2: "):
+        read_amazon(PrepareAmazon(out=tmp_path, raw=raw))
+    prepared = read_amazon(PrepareAmazon(out=tmp_path, raw=raw, skip_bad_rows=True))
+    assert prepared.titles == ["Soap & Water", "", "", ""]

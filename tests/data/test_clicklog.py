@@ -82,6 +82,38 @@ def test_titles(tmp_path):
         read_log(config(tmp_path, titles=tmp_path / "titles.csv"))
 
 
+def test_titles_are_stripped_and_counted(tmp_path):
+    (tmp_path / "titles.csv").write_text('\ufeffitem_id,title\n c , 3" pipe \n\nb, \nb,"two\nlines"\nb,Later\na\n')
+    prepared = read_log(config(tmp_path, titles=tmp_path / "titles.csv"))
+    assert prepared.titles == ["", "two\nlines", '3" pipe']
+    assert prepared.notes[-1] == "1 of 3 items have no title"
+
+
+BAD_TITLES = {  # added as the third data row, after one of two lines: an editor's line 5
+    b"c,Title, 0": "more fields",
+    b"c,Title,": "more fields",
+    b"c,Caf\xe9": "not UTF-8",
+}
+
+
+@pytest.mark.parametrize("row", BAD_TITLES)
+def test_bad_rows_of_titles_are_named_or_counted(tmp_path, row):
+    path = tmp_path / "titles.csv"
+    path.write_bytes(b'item_id,title\na,"Tent,\nsmall"\nb,Stove\n' + row + b"\nc,Mug\n")
+    with pytest.raises(InputError, match=rf"titles\.csv: line 5: {BAD_TITLES[row]}"):
+        read_log(config(tmp_path, titles=path))
+    prepared = read_log(config(tmp_path, titles=path, skip_bad_rows=True))
+    assert prepared.titles == ["Tent,\nsmall", "Stove", "Mug"]
+    assert prepared.notes[0].startswith(f"titles.csv: bad rows skipped: 1, the first in line 5: {BAD_TITLES[row]}")
+
+
+@pytest.mark.parametrize("row", ['b,"Stove', 'b,"3" pipe"'])
+def test_an_open_quote_in_titles_is_named(tmp_path, row):
+    (tmp_path / "titles.csv").write_text(f'item_id,title\na,"Tent,\nsmall"\n{row}\nc,Mug\n')
+    with pytest.raises(InputError, match=r"titles\.csv: line 4: a quote"):
+        read_log(config(tmp_path, titles=tmp_path / "titles.csv", skip_bad_rows=True))
+
+
 def test_other_columns_and_separator(tmp_path):
     text = "t;thing;visit\n" + "".join(f"{t};{i};{s}\n" for s, i, t, _ in PLAIN)
     prepared = read_log(config(tmp_path, text, separator=";", session_col="visit", item_col="thing", time_col="t"))
@@ -131,6 +163,17 @@ def test_parquet_of_any_type(tmp_path):
         assert rows(prepared.sessions) == [[2, 1, 3], [2, 1], [2, 3]], name
 
 
+def test_not_a_number_is_no_id(tmp_path):
+    path = tmp_path / "log.parquet"
+    columns = {"session_id": [1.0, 1.0, float("nan")], "item_id": [1.0, float("nan"), 1.0], "timestamp": [1, 2, 3]}
+    pl.DataFrame(columns).write_parquet(path)
+    with pytest.raises(InputError, match=r"log\.parquet: row 2: no item"):
+        read_log(PrepareParquet(out=tmp_path / "out", raw=path))
+    pl.DataFrame(columns | {"item_id": [1.0, 1.0, 1.0]}).write_parquet(path)
+    with pytest.raises(InputError, match=r"log\.parquet: row 3: no session"):
+        read_log(PrepareParquet(out=tmp_path / "out", raw=path))
+
+
 BAD = {  # added as the log's second data row: an editor's line 3
     "s9,a": "no time",
     "s9,,5": "no item",
@@ -140,7 +183,9 @@ BAD = {  # added as the log's second data row: an editor's line 3
     "s9,a,soon": "no time",
     "s9,a,nan": "no time",
     "s9,a,inf": "no time",
-    "s9,a,1e15": "no time",
+    "s9,a,1e15": "a time out of range: seconds below 1e11 or milliseconds",
+    "s9,a,-1700000000000000": "a time out of range",
+    "s9,a,1700000000000000000": "a time out of range",
     "s9,a,2020-01-01": "no time",
     "s9,a,5,x,y": "more fields",
     "s9,a,5,x,": "more fields",
@@ -187,12 +232,22 @@ def test_bytes_that_are_no_text(tmp_path):
     assert len(read_log(config(tmp_path, text, skip_bad_rows=True)).train) == 3
 
 
-def test_an_open_quote_is_named(tmp_path):
+@pytest.mark.parametrize("field", ['"a', '5" pipe', '"5" pipe"', '2 "3" 4"'])
+def test_a_quote_that_is_open_or_stray_is_named(tmp_path, field):
     with pytest.raises(InputError, match=r"log\.csv: line 14: a quote"):
-        read_log(config(tmp_path, LOG + 's5,"a,60,\ns5,b,61,\n', skip_bad_rows=True))
+        read_log(config(tmp_path, LOG + f's5,{field},60,\ns5,"b",61,"two\nlines"\n', skip_bad_rows=True))
 
 
-@pytest.mark.parametrize("form", ["\ufeff" + LOG, LOG.replace("\n", "\r\n"), LOG + "\n\n", LOG.rstrip("\n")])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "\ufeff" + LOG,
+        LOG.replace("\n", "\r\n"),
+        LOG + "\n\n",
+        LOG.rstrip("\n"),
+        LOG.replace("s1,b", " s1,b ").replace("s3,c", 's3,"\u00a0c\t"'),
+    ],
+)
 def test_harmless_forms(tmp_path, form):
     assert rows(read_log(config(tmp_path, form)).sessions) == [[2, 1, 3], [2, 1], [2, 3]]
 

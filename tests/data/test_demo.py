@@ -1,8 +1,13 @@
 """The embedded demo: deterministic, readable, and neither trivial nor hopeless."""
 
-import numpy as np
+import json
 
-from dmsrec_jax.data.demo import N_SESSIONS, catalogue, demo_dataset, demo_sessions, prepare_demo
+import numpy as np
+import pytest
+
+from dmsrec_jax.data.demo import N_SESSIONS, catalogue, demo_dataset, demo_sessions, prepare_demo, provenance
+from dmsrec_jax.data.write import write_dataset
+from dmsrec_jax.errors import InputError
 
 
 def test_catalogue_is_300_unambiguous_titles():
@@ -56,3 +61,31 @@ def test_demo_dataset_is_written_once_and_mended(tmp_path):
     assert (tmp_path / "demo" / "meta.json").stat().st_mtime_ns == stamp
     (tmp_path / "demo" / "train_items.npy").write_bytes(b"")
     assert demo_dataset(tmp_path).hash == first.hash
+
+
+def test_an_older_demo_is_made_anew(tmp_path):
+    write_dataset(prepare_demo(1), tmp_path / "demo", name="demo", provenance=provenance() | {"version": 0})
+    assert demo_dataset(tmp_path).meta["provenance"]["version"] == provenance()["version"]
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        {"provenance": {"source": "csv"}},
+        {"provenance": provenance(seed=1)},
+        {"provenance": {"source": "demo"}},
+        {"provenance": "demo"},
+        {},
+        [],
+        None,
+    ],
+)
+def test_what_is_no_demo_is_left_alone(tmp_path, meta):
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo/mine").touch()
+    if meta is not None:
+        (tmp_path / "demo/meta.json").write_text(json.dumps(meta))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match="demo: holds another data set than the demo"):
+        demo_dataset(tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before

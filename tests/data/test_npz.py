@@ -67,6 +67,25 @@ def test_titles_are_unescaped_and_raw_ids_kept(raw):
     assert prepared.item_ids == ["B00", "2", "7", "4", "5"]
 
 
+@pytest.mark.parametrize(
+    ("titles", "complaint"),
+    [
+        ({"1": {"asin": "B0"}, "2": "A", "4": {"asin": "B0"}}, "items 1 and 4 have one raw id, 'B0'"),
+        ({"1": {"movie_id": 3}, "4": "A"}, "items 1 and 3 have one raw id, '3'"),
+        ({"1": "A", "01": "B", "4": "C"}, "key '01': an earlier key is item 1, too"),
+        ({"1": "A", "4": {"title": "B", "asin": None}}, "item 4: an asin or movie_id"),
+        ({"1": "A", "4": {"movie_id": 1.5}}, "item 4: an asin or movie_id"),
+        ({"1": "A", "4": {"asin": "B\ud800"}}, "item 4: an asin or movie_id"),
+        ({"1": "A", "4": {"title": "B\ud800"}}, "item 4: a title"),
+        ({"1": "A", "4": "B\ud800"}, "item 4: a title"),
+    ],
+)
+def test_titles_that_are_none_and_ids_that_are_one(raw, titles, complaint):
+    (raw / "titles.json").write_text(json.dumps(titles))
+    with pytest.raises(InputError, match=rf"titles\.json: {complaint}"):
+        read_npz(PrepareNpz(raw=raw, out=raw / "out"))
+
+
 def test_without_titles_ids_are_numbers(raw):
     prepared = read_npz(PrepareNpz(raw=raw / "sessions.npz", out=raw / "out"))
     assert prepared.titles is None

@@ -162,6 +162,8 @@ def test_items_that_are_not_in_the_catalogue(bert, tiny, tmp_path):
         ("id,title\n", "no item in it"),
         ("id,title\na,red\n,blue\n", "line 3: no id"),
         ("id,title\na\n", "line 2: no title"),
+        ("id,title\na,red, dark\n", "line 2: more fields than the header has"),
+        ('id,title\na,"red\nb,blue\n', "not a CSV file"),
         ("id,title\na,red\na,blue\n", "line 3: id 'a': an earlier line"),
         ("id,title\nraw-3,red\n", "line 2: id 'raw-3': the catalogue"),
         (b"id,title\na,\xff\n", "not a CSV file in UTF-8"),

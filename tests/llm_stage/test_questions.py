@@ -51,7 +51,7 @@ def test_shards_are_the_whole(space, n):
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-@pytest.mark.parametrize("shard", ["", "1", "0/2", "3/2", "1/0", "a/b", "-1/2", "1/2/3"])
+@pytest.mark.parametrize("shard", ["", "1", "0/2", "3/2", "1/0", "a/b", "-1/2", "1/2/3", "1/9999"])
 def test_other_shards_are_refused(space, shard):
     with pytest.raises(InputError, match="--shard"):
         shard_of(space.order, shard)

@@ -174,6 +174,21 @@ def test_shards_of_different_models_are_not_merged(call, flags, tmp_path, refuse
     assert 'engine.model "another"' in line
 
 
+@pytest.mark.parametrize("content", [[], {"shard": "1/2"}, {"label": 5}])
+def test_a_foreign_identity_is_named(whole, flags, tmp_path, refused, content):
+    (whole / "answers/identity.json").write_text(json.dumps(content))
+    line = refused(merge, *flags[:4], "--out", tmp_path / "m", "--shards", whole)
+    assert f"{whole / 'answers/identity.json'}: a " in line
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize("content", [[], {}, {"provenance": "x"}])
+def test_foreign_intents_are_named(whole, flags, refused, content):
+    (whole / "meta.json").write_text(json.dumps(content))
+    for command, more in ((main, flags[4:]), (merge, ("--shards", whole))):
+        assert f"{whole / 'meta.json'}: a " in refused(command, *flags[:4], "--out", whole, *more)
+
+
 def test_answers_can_be_classified_anew(whole, flags, tiny, tmp_path):
     out = tmp_path / "again"
     argv = (*flags[:4], "--out", out, "--shards", whole, "--explicit-rule", "candidates")
@@ -214,6 +229,17 @@ def test_an_engine_cannot_invent_items(faked, refused, flags, tmp_path, monkeypa
     [
         (("--limit", 0), "--limit 0"),
         (("--max-intents", -1), "--max-intents -1"),
+        (("--retries", -1), "--retries -1: at least 0"),
+        (("--concurrency", 0), "--concurrency 0: at least 1"),
+        (("--tensor-parallel", 0), "--tensor-parallel 0: at least 1"),
+        (("--timeout", -1), "--timeout -1"),
+        (("--timeout", 0), "--timeout 0"),
+        (("--timeout", "nan"), "--timeout nan"),
+        (("--timeout", "inf"), "--timeout inf"),
+        (("--gpu-memory-utilization", 0), "--gpu-memory-utilization 0"),
+        (("--gpu-memory-utilization", 2), "--gpu-memory-utilization 2"),
+        (("--gpu-memory-utilization", "nan"), "--gpu-memory-utilization nan"),
+        (("--shard", "1/99999999"), "--shard 1/99999999: there are "),
         (("--shard", "5/3"), "--shard 5/3"),
         (("--candidates", "nowhere"), "nowhere/candidates.json"),
         (("--dataset", "nowhere"), "nowhere/meta.json"),

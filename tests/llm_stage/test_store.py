@@ -95,6 +95,14 @@ def test_files_are_rolled_over(tmp_path, monkeypatch):
     assert (tmp_path / "00009.jsonl").read_bytes() == b""
 
 
+def test_other_files_are_left_alone(tmp_path):
+    fill(tmp_path, [0])
+    (tmp_path / "hello.jsonl").write_text("mine")
+    with AnswerStore(tmp_path, IDENTITY) as store:
+        assert list(store) == [(0, answer(0))]
+    assert (tmp_path / "hello.jsonl").read_text() == "mine"
+
+
 def test_another_identity_is_refused_and_the_key_named(tmp_path):
     fill(tmp_path, [0])
     with pytest.raises(InputError, match=r'engine\.model "m", not "other"'):
