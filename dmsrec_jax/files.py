@@ -45,8 +45,8 @@ def check_replaceable(path: Path, *, marker: str, overwrite: bool) -> None:
       InputError: ``path`` exists and is not empty, and ``overwrite`` is false or it lacks ``marker``, the file by which
         a folder of this kind is known.
     """
-    if path.exists() and not path.is_dir():
-        raise InputError(f"{path}: exists and is not a folder")
+    if file := next((at for at in (path, *path.parents) if at.exists() and not at.is_dir()), None):
+        raise InputError(f"{file}: exists and is not a folder")
     if path.is_dir() and any(path.iterdir()):
         if not overwrite:
             raise InputError(f"{path}: exists already; give --overwrite to replace it")

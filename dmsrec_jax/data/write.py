@@ -45,8 +45,6 @@ def write_dataset(
     Raises:
       InputError: there is nothing to train or to test on, or ``out`` exists or cannot be made.
     """
-    if file := next((folder for folder in out.parents if folder.exists() and not folder.is_dir()), None):
-        raise InputError(f"{file}: exists and is not a folder")
     train = _by_chain(prepared.train)
     for split, what in ((train, "training"), (prepared.test, "test")):
         if not len(split):
