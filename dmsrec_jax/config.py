@@ -241,7 +241,7 @@ class RecommendConfig:
     run: Path
     """Run folder of a trained or imported model."""
     session: str
-    """The clicks so far, oldest first, as titles or item ids separated by ';'."""
+    """The clicks so far, oldest first, as titles or item ids separated by ';' (which those known may hold, too)."""
     k: int = 20
     """How many items to print."""
     exclude_seen: bool = True

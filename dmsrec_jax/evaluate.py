@@ -57,6 +57,8 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> None:
             if path.resolve().is_relative_to(config.out.resolve()):
                 raise InputError(f"--out {config.out}: would replace {path}, which is to be fused")
         check_replaceable(config.out, marker="results.json", overwrite=config.overwrite)
+        if (config.out / "model.json").exists():
+            raise InputError(f"--out {config.out}: holds a model; remove it yourself")
     about = _about(config.run)
     judged = _judge(config.run, about, SessionDataset.load(config.dataset or Path(about["dataset"]["path"])), config)
     dataset = judged.dataset

@@ -26,7 +26,7 @@ from dmsrec_jax.ensemble import (
     smoothed,
 )
 from dmsrec_jax.evaluate import evaluate
-from dmsrec_jax.metrics import rank_targets, summarise
+from dmsrec_jax.metrics import out_of_reach, rank_targets, summarise
 from dmsrec_jax.neighbors import neighbors
 from dmsrec_jax.results import read_ranks, read_results
 from dmsrec_jax.train import main as train
@@ -123,7 +123,7 @@ def pooled_by_hand(sources, kinds, batch, split, weights) -> np.ndarray:
             pool *= (shares if kind == "model" else (1 - UNIFORM) * shares + UNIFORM / len(own)) ** weight
         others = np.setdiff1d(np.arange(len(pool)), np.asarray(split[batch[row]]) - 1)
         raw, unseen = (sum(pool[of] >= pool[target - 1] * (1 - 1e-5)) for of in (slice(None), others))
-        ranks.append([raw, unseen if target - 1 in others else len(pool) + 1])
+        ranks.append([raw, unseen if target - 1 in others else out_of_reach(len(pool))])
     return np.array(ranks)
 
 
@@ -265,6 +265,9 @@ def test_bad_input_is_one_line(model: Path, rules: Path, tmp_path, refused):
     assert "--overwrite" in error(*flags, "--fuse", rules, "--out", tmp_path / "taken")
     for out in (model, rules, rules.parent, model / ".." / model.name):
         assert "would replace" in error(*flags, "--fuse", rules, "--out", out, "--overwrite")
+    for name in ("results.json", "model.json"):
+        (tmp_path / "taken" / name).touch()
+    assert "holds a model" in error(*flags, "--fuse", rules, "--out", tmp_path / "taken", "--overwrite")
     assert (model / "model.json").is_file()
     listless = tmp_path / "listless"
     shutil.copytree(rules, listless)

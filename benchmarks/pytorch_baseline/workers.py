@@ -15,6 +15,7 @@ from benchmarks.pytorch_baseline.layers import batches
 from benchmarks.worker import PRODUCTS, Measured, Task, endless, run_for
 from dmsrec_jax.config import Backbone
 from dmsrec_jax.data import SessionDataset
+from dmsrec_jax.metrics import out_of_reach
 
 LR, L2 = 1e-3, 1e-5
 KS = (5, 10, 20)
@@ -143,7 +144,7 @@ def target_ranks(logits: Tensor, targets: Tensor, batch: Any) -> Tensor:
     ahead = other & (logits[batch.session, batch.items] >= own.index_select(0, batch.session)[:, 0])
     seen = torch.zeros_like(targets).index_add_(0, batch.session, ahead.long())
     repeated = torch.zeros_like(targets).index_add_(0, batch.session, (~other).long()) > 0
-    return torch.stack([raw, torch.where(repeated, logits.shape[1], raw - seen)], 1)
+    return torch.stack([raw, torch.where(repeated, out_of_reach(logits.shape[1] - 1), raw - seen)], 1)
 
 
 def metrics(ranks: Tensor) -> np.ndarray:
