@@ -93,7 +93,8 @@ def _example(dataset: SessionDataset, shown: Sequence[Shown], intents: Intents |
         rank = int(one.run.ranks[row, VIEWS.index("exclude_seen")])
         # Of a small catalogue a session may leave less than was asked for: what it has seen comes last.
         unseen = [item for item in one.items[row].tolist() if item not in (0, *clicks)]
-        columns.append((f"{one.role}{one.run.label}, target at {rank:,}", listed(unseen), 1))
+        place = f"at {rank:,}" if rank <= dataset.n_items else "seen already"
+        columns.append((f"{one.role}{one.run.label}, target {place}", listed(unseen), 1))
     ((name, _),) = listed([target])
     return example(f"Target: {name}", columns)
 

@@ -141,7 +141,7 @@ def test_examples_show_the_way_of_ten_sessions(report: Path, hostile: SessionDat
     text = (report / "report.html").read_text()
     assert text.count('<section class="example">') == min(10, len(np.unique(hostile.test.chains)))
     assert (
-        text.count("<h4>Before: plain, target at") == text.count("<h4>After: fused [no LLM") == text.count("<h4>Latent")
+        text.count("<h4>Before: plain, target ") == text.count("<h4>After: fused [no LLM") == text.count("<h4>Latent")
     )
     assert "No LLM took part in fused, half, infonce, alpha" in text
 
@@ -169,7 +169,7 @@ def test_before_and_after_are_one_backbone_with_real_intents(runs: dict[str, Pat
     main([str(other), str(runs["fused"]), "--out", str(tmp_path / "page"), "--bootstrap", "10"])
     text = (tmp_path / "page/report.html").read_text()
     assert not re.search("Before|After", text)
-    assert text.count("<h4>other, target at") == text.count("<h4>fused [no LLM") == 10
+    assert text.count("<h4>other, target ") == text.count("<h4>fused [no LLM") == 10
 
 
 def test_sweeps_say_how_many_runs_a_place_has(report: Path, runs: dict[str, Path], tmp_path):
