@@ -104,9 +104,8 @@ def open_sweep(
             if known.get(member.setting, {}).get(name, digest) != digest:
                 began = f"{member.setting} began on another {cli.flag_of(name)}"
                 raise InputError(f"{out}: {began}, by hash; give another --out")
-        for run in (out / member.setting).glob("seed-*"):  # those of other seeds as well: they are summed up together
-            if (run / "results.json").is_file():
-                check_same_settings(run, replace(member.config, seed=_seed(run)))
+        for seed, run in finished(out, member.setting).items():  # of other seeds as well: they are summed up together
+            check_same_settings(run, replace(member.config, seed=seed))
     summary |= {"inputs": known | hashes, "settings": begun.get("settings", [])}
     write_json(out / "sweep.json", summary)
     return summary
@@ -125,7 +124,7 @@ def sum_up(
     """
     entries = {entry["name"]: entry for entry in begun}
     for name, overrides in settings.items():
-        done = sorted((path.parent for path in (out / name).glob("seed-*/results.json")), key=_seed)
+        done = list(finished(out, name).values())
         due = [out / member.folder for member in members if member.setting == name]
         runs = [read_results(folder) for folder in done]
         entry: dict[str, Any] = {"name": name, "overrides": overrides}
@@ -142,8 +141,10 @@ def sum_up(
     return list(entries.values())
 
 
-def _seed(run: Path) -> int:
-    return int(run.name.removeprefix("seed-"))
+def finished(out: Path, setting: str) -> dict[int, Path]:
+    """A setting's run folders that have results, by their seeds, ascending."""
+    runs = {path.parent.name.removeprefix("seed-"): path.parent for path in (out / setting).glob("seed-*/results.json")}
+    return {int(seed): runs[seed] for seed in sorted(filter(str.isdecimal, runs), key=int)}
 
 
 def print_sweep(summary: dict[str, Any]) -> None:
