@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.worker import PRODUCTS
+from benchmarks.worker import torch_precision
 from dmsrec_jax.data import SessionDataset
 
 REPEATS, SECONDS = 5, 0.2
@@ -108,7 +108,7 @@ def _jax_seconds(shape: Product, device: str) -> float:
 def _torch_seconds(shape: Product, device: str) -> float:
     import torch
 
-    torch.set_float32_matmul_precision("high" if PRODUCTS[device] == "TF32" else "highest")
+    torch.set_float32_matmul_precision(torch_precision(device))
     left, right = (torch.from_numpy(x).to(device) for x in _operands(shape))
     out = torch.empty(shape.m, shape.n, device=device)
     wait = (lambda _: torch.cuda.synchronize()) if device == "cuda" else (lambda _: None)

@@ -18,6 +18,11 @@ COMPARED: tuple[Backbone, ...] = ("srgnn", "gcegnn", "tagnn", "share", "msgifsr"
 """Backbones that have PyTorch forms; others are measured alone."""
 
 
+def torch_precision(device: str) -> str:
+    """torch's word for the precision of `PRODUCTS`."""
+    return {"float32": "highest", "TF32": "high"}[PRODUCTS[device]]
+
+
 @dataclass(frozen=True)
 class Task:
     """What a worker is made for."""

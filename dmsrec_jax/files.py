@@ -38,6 +38,16 @@ def staged_file(path: Path) -> Iterator[Path]:
         staged.unlink(missing_ok=True)
 
 
+def check_no_file(path: Path, flag: str = "") -> None:
+    """Refuses a file where a folder is due, at ``path`` or above it; ``flag`` leads the message.
+
+    Raises:
+      InputError: there is one.
+    """
+    if file := next((at for at in (path, *path.parents) if at.exists() and not at.is_dir()), None):
+        raise InputError(f"{flag}{file}: exists and is not a folder")
+
+
 def check_replaceable(path: Path, *, marker: str, overwrite: bool) -> None:
     """Refuses what `staged_folder` would: for commands that work long before they write.
 
@@ -45,8 +55,7 @@ def check_replaceable(path: Path, *, marker: str, overwrite: bool) -> None:
       InputError: ``path`` exists and is not empty, and ``overwrite`` is false or it lacks ``marker``, the file by which
         a folder of this kind is known.
     """
-    if file := next((at for at in (path, *path.parents) if at.exists() and not at.is_dir()), None):
-        raise InputError(f"{file}: exists and is not a folder")
+    check_no_file(path)
     if path.is_dir() and any(path.iterdir()):
         if not overwrite:
             raise InputError(f"{path}: exists already; give --overwrite to replace it")

@@ -17,7 +17,7 @@ from dmsrec_jax.config import NeighborsConfig
 from dmsrec_jax.data import SessionDataset, Split
 from dmsrec_jax.data.splits import validation_split
 from dmsrec_jax.errors import InputError
-from dmsrec_jax.files import staged_folder
+from dmsrec_jax.files import check_no_file, staged_folder
 from dmsrec_jax.metrics import rank_targets, summarise
 from dmsrec_jax.neighbor_methods import METHODS, Scorer
 from dmsrec_jax.results import dataset_identity, print_results, write_ranks, write_results
@@ -39,8 +39,7 @@ def neighbors(config: NeighborsConfig, console: Console | None = None) -> None:
     unknown = [name for name in config.methods if name not in METHODS]
     if unknown or not config.methods:
         raise InputError(f"--methods {' '.join(unknown)}: known are {', '.join(METHODS)}")
-    if config.out.exists() and not config.out.is_dir():
-        raise InputError(f"--out {config.out}: exists and is not a folder")
+    check_no_file(config.out, "--out ")
     dataset = SessionDataset.load(config.dataset)
     _, valid, earlier = validation_split(dataset, config.validation_fraction)
     results: dict[str, Any] = {}

@@ -79,8 +79,8 @@ def epoch_entry(
 def write_outcome(run: Path, config: TrainConfig, inputs: Inputs, trained: Trained) -> dict[str, Any]:
     """Writes model, ranks and, last, ``results.json`` into a run folder; returns the results."""
     dataset, history = inputs.dataset, trained.history
-    settings, read = model_settings(config, inputs), (config.intents, inputs.hashes)
-    save_model(run, settings, dataset, trained.program, trained.params, *read)
+    settings = model_settings(config, inputs)
+    save_model(run, settings, dataset, trained.program, trained.params, config.intents, inputs.hashes)
     validated = config.protocol == "default"
     results = {
         "test": summarise(trained.ranks) if validated else best_of_each(history),

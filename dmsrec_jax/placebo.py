@@ -29,7 +29,7 @@ from dmsrec_jax.config import PlaceboConfig
 from dmsrec_jax.data import SessionDataset, Sessions
 from dmsrec_jax.data.samples import ragged
 from dmsrec_jax.errors import InputError
-from dmsrec_jax.files import read_json, sha256
+from dmsrec_jax.files import check_no_file, read_json, sha256
 
 OF_TITLES = ("candidates-mean", "popularity", "session-text")
 """Kinds that name items, and so need their encoded titles."""
@@ -64,8 +64,7 @@ def placebo(config: PlaceboConfig) -> None:
 def _check_out(config: PlaceboConfig) -> None:
     """Refuses to replace what is no placebo: real intents may have cost hours of a GPU."""
     out = config.out
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out}: exists and is not a folder")
+    check_no_file(out, "--out ")
     if out.resolve() == config.intents.resolve():
         raise InputError(f"--out {out}: would replace the --intents it is derived from")
     there = [file.name for file in out.iterdir()] if out.is_dir() else []

@@ -47,18 +47,22 @@ class JudgedRun(NamedTuple):
         return (self.path / "model.json").is_file()
 
     @property
+    def provenance(self) -> dict[str, Any]:
+        """What made the intents of a fused run."""
+        return (self.results.get("intents") or {}).get("provenance", {})
+
+    @property
     def engine(self) -> str | None:
         """What named the intents of a fused run, such as "no LLM (retrieval)"; None for any other run."""
-        intents = self.results.get("intents")
-        if not intents:
+        if not self.results.get("intents"):
             return None
-        made = intents.get("provenance", {})
+        made = self.provenance
         return str(made.get("engine_label") or made.get("engine") or "unknown engine")
 
     @property
     def is_placebo(self) -> bool:
         """Whether its intents were made by `placebo`."""
-        return "placebo" in (self.results.get("intents") or {}).get("provenance", {})
+        return "placebo" in self.provenance
 
     @property
     def label(self) -> str:

@@ -98,7 +98,7 @@ def overview(runs: Sequence[JudgedRun]) -> str:
     """What each run is, as an HTML table: model, where intents come from, settings, epochs and time."""
 
     def cells(run: JudgedRun) -> list[str]:
-        results, encoder = run.results, (run.results.get("intents") or {}).get("provenance", {}).get("encoder")
+        results, encoder = run.results, run.provenance.get("encoder")
         moved = "no longer there" if run.engine and intents_folder(run) is None else None
         intents = ", ".join(map(str, filter(None, (run.engine, encoder, moved)))) or "–"
         epochs = f"{results['best_epoch']} of {results.get('epochs', '?')}" if "best_epoch" in results else "–"

@@ -15,7 +15,7 @@ from dmsrec_jax.data import SessionDataset, Split
 from dmsrec_jax.data.demo import demo_dataset
 from dmsrec_jax.epochs import EpochProgram
 from dmsrec_jax.errors import InputError
-from dmsrec_jax.files import check_unlocked, locked, read_json, staged_folder
+from dmsrec_jax.files import check_no_file, check_unlocked, locked, read_json, staged_folder
 from dmsrec_jax.graphs import IntentRows
 from dmsrec_jax.history import (
     History,
@@ -138,8 +138,7 @@ def open_run_folder(config: TrainConfig, inputs: Inputs) -> Path | None:
     """
     dataset = inputs.dataset
     run = config.out or Path("runs") / f"{dataset.name}-{config.backbone}-{config.seed}"
-    if run.exists() and not run.is_dir():
-        raise InputError(f"--out {run}: exists and is not a folder")
+    check_no_file(run, "--out ")
     check_unlocked(run)
     kept = kept_settings(config, dataset, run)
     if config.resume and (run / "config.yaml").is_file():

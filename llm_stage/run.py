@@ -12,6 +12,7 @@ from dmsrec_jax import cli
 from dmsrec_jax.artifacts import read_candidates
 from dmsrec_jax.data import SessionDataset
 from dmsrec_jax.errors import InputError
+from dmsrec_jax.files import check_no_file
 from llm_stage.config import RunConfig
 from llm_stage.encoder import find_encoder
 from llm_stage.engines.base import Answer, Engine, Questions
@@ -92,8 +93,7 @@ def check_settings(config: RunConfig) -> None:
         raise InputError(f"--gpu-memory-utilization {config.gpu_memory_utilization}: more than 0 and at most 1 is due")
     if not config.tokens_per_second > 0:
         raise InputError(f"--tokens-per-second {config.tokens_per_second}: more than 0 is due")
-    if config.out.exists() and not config.out.is_dir():
-        raise InputError(f"--out {config.out}: exists and is not a folder")
+    check_no_file(config.out, "--out ")
 
 
 def answer_all(

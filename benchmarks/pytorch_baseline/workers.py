@@ -12,13 +12,12 @@ from torch import Tensor, nn
 
 from benchmarks.pytorch_baseline import gcegnn, msgifsr, share, srgnn, tagnn
 from benchmarks.pytorch_baseline.layers import batches
-from benchmarks.worker import PRODUCTS, Measured, Task, endless, run_for
+from benchmarks.worker import Measured, Task, endless, run_for, torch_precision
 from dmsrec_jax.config import Backbone
 from dmsrec_jax.data import SessionDataset
-from dmsrec_jax.metrics import out_of_reach
+from dmsrec_jax.metrics import KS, out_of_reach
 
 LR, L2 = 1e-3, 1e-5
-KS = (5, 10, 20)
 EVALUATION_BATCH = 256
 """Tuned form; as many as our own evaluation takes. The released code evaluates with the training batch."""
 
@@ -54,7 +53,7 @@ class TorchWorker:
 
     def __init__(self, task: Task) -> None:
         torch.manual_seed(task.seed)
-        torch.set_float32_matmul_precision("high" if PRODUCTS[task.device] == "TF32" else "highest")
+        torch.set_float32_matmul_precision(torch_precision(task.device))
         self.device, self.batch = torch.device(task.device), task.batch
         self.generator = np.random.default_rng(task.seed)
 
