@@ -3,7 +3,7 @@
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -87,34 +87,42 @@ class Once:
         self._say(name, f"done in {time.perf_counter() - started:.0f} s")
 
     def command(self, module: str, flags: Mapping[str, Any], *words: object, python: Path | None = None) -> None:
-        """``python -m MODULE WORDS FLAGS`` as a process, whose end frees the device; flags of None are left out.
-
-        Args:
-          module: to be run.
-          flags: by the names of settings.
-          words: further ones.
-          python: another environment's.
-
-        Raises:
-          SystemExit: it failed, with its exit code; it has said why.
-        """
-        argv = [str(python or sys.executable), "-m", module, *map(str, words)]
-        argv += [f"{flag_of(key)}={value}" for key, value in flags.items() if value is not None]
-        # Inherits the lock: where this process alone is killed, nobody works on what the command still writes.
-        process = subprocess.Popen(argv, pass_fds=[self._lock.fileno()])
-        try:
-            code = process.wait()
-        except BaseException:
-            process.terminate()
-            process.wait()
-            raise
-        if code < 0:
-            raise InputError(f"python -m {module}: killed by signal {-code}; the same command goes on from there")
-        if code:
-            raise SystemExit(code)
+        """See `command`; the process inherits the lock."""
+        # Where this process alone is killed, nobody works on what the command still writes.
+        command(module, flags, *words, python=python, pass_fds=[self._lock.fileno()])
 
     def _say(self, name: str, what: str) -> None:
         self._console.print(f"[{self._number}/{self._total}] {name}: {what}", soft_wrap=True)
+
+
+def command(
+    module: str, flags: Mapping[str, Any], *words: object, python: Path | None = None, pass_fds: Sequence[int] = ()
+) -> None:
+    """``python -m MODULE WORDS FLAGS`` as a process, whose end frees the device; flags of None are left out.
+
+    Args:
+      module: to be run.
+      flags: by the names of settings.
+      words: further ones.
+      python: another environment's.
+      pass_fds: open files that the process inherits.
+
+    Raises:
+      SystemExit: it failed, with its exit code; it has said why.
+    """
+    argv = [str(python or sys.executable), "-m", module, *map(str, words)]
+    argv += [f"{flag_of(key)}={value}" for key, value in flags.items() if value is not None]
+    process = subprocess.Popen(argv, pass_fds=pass_fds)
+    try:
+        code = process.wait()
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
+    if code < 0:
+        raise InputError(f"python -m {module}: killed by signal {-code}; the same command goes on from there")
+    if code:
+        raise SystemExit(code)
 
 
 def _changes(known: Mapping[str, Any], due: Mapping[str, Any]) -> list[str]:

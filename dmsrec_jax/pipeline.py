@@ -18,7 +18,7 @@ from dmsrec_jax.errors import InputError
 from dmsrec_jax.evaluate import evaluate
 from dmsrec_jax.files import read_json, sha256, staged_folder
 from dmsrec_jax.neighbor_methods import METHODS
-from dmsrec_jax.once import Once
+from dmsrec_jax.once import Once, command
 from dmsrec_jax.outcome import FREE
 from dmsrec_jax.recipe import FUSED_FLAGS, check_flags
 from dmsrec_jax.results import check_bootstrap, print_differences, print_results, read_results
@@ -41,13 +41,17 @@ def pipeline(config: PipelineConfig) -> None:
     if not 1 <= config.k <= dataset.n_items:
         raise InputError(f"--k {config.k}: 1 to {dataset.n_items} items can be had")
     check_bootstrap(config)
-    llm_flags(config)
+    words = llm_words(config)
     if config.llm_python is not None and not config.llm_python.is_file():
         raise InputError(f"--llm-python {config.llm_python}: no such file")
     out, data = config.out, {"dataset": config.dataset}
     described = {"dataset": config.dataset / "meta.json"}
     if not (out / "steps").is_dir() and (there := [name for name in FOLDERS if (out / name).exists()]):
         raise InputError(f"--out {out}: holds {there[0]}, which no pipeline made; give another folder")
+    asked = {"engine": config.engine, "model": config.model, "encoder": config.encoder}
+    if not (out / "steps" / "intents.json").is_file():  # hours of training may come before its turn
+        folders = data | {"candidates": out / "candidates", "out": out / "intents"}
+        command("llm_stage.run", asked | folders, *words, "--check", python=config.llm_python)
     with Once(out, 7, console) as once:
 
         def train(name: str, flags: Mapping[str, Any], inputs: Mapping[str, Path]) -> Path:
@@ -81,14 +85,12 @@ def pipeline(config: PipelineConfig) -> None:
         read = described | {part: candidates / f"{part}_candidates.npy" for part in PARTS}
         # Answers may have cost hours of a GPU: other questions get another folder, and these stay.
         intents = out / "intents" / f"{config.engine}-{digest(questions(config), read)}"
-        asked = {"engine": config.engine, "model": config.model, "encoder": config.encoder}
 
         def ask() -> None:
             folders = data | {"candidates": candidates, "out": intents}
-            words = *shlex.split(config.llm_flags), "--overwrite"
-            once.command("llm_stage.run", asked | folders, *words, python=config.llm_python)
+            once.command("llm_stage.run", asked | folders, *words, "--overwrite", python=config.llm_python)
 
-        once.take("intents", ask, asked | {"llm_flags": llm_flags(config)}, read, intents / "meta.json")
+        once.take("intents", ask, asked | {"llm_flags": llm_flags(words)}, read, intents / "meta.json")
 
         fused = train("fused", training, described | {"intents": intents / "meta.json"})
 
@@ -133,18 +135,22 @@ def train_flags(config: PipelineConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in named if name != "config"}
 
 
-def llm_flags(config: PipelineConfig) -> dict[str, list[str]]:
-    """The words of --llm-flags by flag; a file among them by its hash.
+def llm_words(config: PipelineConfig) -> list[str]:
+    """The words of --llm-flags.
 
     Raises:
       InputError: a quotation has no end.
     """
-    found: dict[str, list[str]] = {}
-    values: list[str] = []
     try:
-        words = shlex.split(config.llm_flags)
+        return shlex.split(config.llm_flags)
     except ValueError as error:
         raise InputError(f"--llm-flags {config.llm_flags}: {error}") from None
+
+
+def llm_flags(words: list[str]) -> dict[str, list[str]]:
+    """The values of each flag of the LLM stage; a file among them by its hash."""
+    found: dict[str, list[str]] = {}
+    values: list[str] = []
     for word in words:
         if word.startswith("--"):
             name, *rest = word.removeprefix("--").split("=", 1)
@@ -156,7 +162,7 @@ def llm_flags(config: PipelineConfig) -> dict[str, list[str]]:
 
 def questions(config: PipelineConfig) -> dict[str, Any]:
     """The settings that answers depend on. With another encoder alone no LLM is asked again; `retrieval` is."""
-    flags = {name: values for name, values in llm_flags(config).items() if name not in FREE_OF_ANSWERS}
+    flags = {name: values for name, values in llm_flags(llm_words(config)).items() if name not in FREE_OF_ANSWERS}
     asked = {"engine": config.engine, "model": config.model, "llm_flags": flags}
     return asked | ({"encoder": config.encoder} if config.engine == "retrieval" else {})
 

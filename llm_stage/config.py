@@ -86,6 +86,8 @@ class RunConfig(IntentsConfig, DataConfig):
     """I/N: only the I-th of N parts, for several machines; `python -m llm_stage.merge` joins them."""
     limit: int | None = None
     """Answer this many sessions at most, then stop; the same command without it goes on."""
+    check: bool = False
+    """Check settings, engine and encoder, then stop; the candidates may not be there yet."""
     dry_run: bool = False
     """Print the first prompts and an estimate of tokens and time; run no model and write nothing."""
     tokens_per_second: float = 20_000

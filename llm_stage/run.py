@@ -44,13 +44,16 @@ def run(config: RunConfig) -> None:
     console = Console(markup=False, highlight=False)
     check_settings(config)
     dataset = SessionDataset.load(config.dataset)
-    space = row_space(dataset, read_candidates(config.candidates, dataset))
+    space = None if config.check else row_space(dataset, read_candidates(config.candidates, dataset))
     engine: Engine = importlib.import_module(ENGINES[config.engine]).build(config, dataset)
-    asked = shard_of(space.order, config.shard)
-    if config.dry_run:
-        return dry_run(config, engine, space, asked, console)
+    if space is not None and config.dry_run:
+        return dry_run(config, engine, space, shard_of(space.order, config.shard), console)
     find_encoder(config.encoder)
     check_figures()
+    if space is None:
+        console.print(f"{engine.label}, encoder {config.encoder}: at hand", soft_wrap=True)
+        return
+    asked = shard_of(space.order, config.shard)
     identity = data_identity(dataset, config.candidates) | {"engine": engine.identity}
     if is_finished(config.out, config, identity):
         console.print(f"{config.out}: finished already", soft_wrap=True)

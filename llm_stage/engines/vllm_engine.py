@@ -33,8 +33,10 @@ def build(config: RunConfig, dataset: SessionDataset) -> Engine:
     """The engine that `RunConfig` describes. vLLM starts with the first batch.
 
     Raises:
-      InputError: no such model.
+      InputError: no such model; or vLLM or a device it runs on is missing, but in a dry run, which needs neither.
     """
+    if not config.dry_run:
+        device_settings(config.dtype)
     return llm_engine(VllmModel(config), config, dataset)
 
 

@@ -209,6 +209,15 @@ def test_a_dry_run_asks_and_writes_nothing(call, faked, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_check_needs_no_candidates_and_writes_nothing(flags, faked, refused, tmp_path, monkeypatch, capsys):
+    faked.hook = staticmethod(lambda questions: pytest.fail("asked"))
+    words = [str(word) for word in (*flags, "--candidates", tmp_path / "none", "--out", tmp_path / "out", "--check")]
+    main(words)
+    assert "fake, encoder bert-base-uncased: at hand" in capsys.readouterr().out
+    assert "--max-intents 0" in refused(main, *words, "--max-intents", 0)
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_the_end_needs_is_missed_at_the_beginning(faked, refused, flags, tmp_path, monkeypatch):
     faked.hook = staticmethod(lambda questions: pytest.fail("asked"))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
