@@ -53,7 +53,7 @@ def sweep(config: SweepConfig) -> None:
     started = time.perf_counter()
     with locked(config.out):
         for number, (group, inputs) in enumerate(gathered, start=1):
-            missing = [member for member in group if not is_done(config.out, member)]
+            missing = [member for member in group if member.config.seed not in finished(config.out, member.setting)]
             console.print(f"program {number} of {len(gathered)}: {len(missing)} of {len(group)} runs to do")
             if missing:
                 train_group(config.out, missing, inputs, devices, at_once, console)
@@ -61,10 +61,6 @@ def sweep(config: SweepConfig) -> None:
         write_json(config.out / "sweep.json", summary)
     print_sweep(summary)
     console.print(f"{len(members)} runs in {time.perf_counter() - started:.0f} s: {config.out}", soft_wrap=True)
-
-
-def is_done(out: Path, member: Member) -> bool:
-    return (out / member.folder / "results.json").is_file()
 
 
 def open_sweep(
