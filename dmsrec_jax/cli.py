@@ -129,6 +129,8 @@ def _one_line(box: str) -> str:
     lines = [line.strip("╭╮╰╯│─ ") for line in box.splitlines()]
     words = [line for line in lines if line]
     cut = next((i for i, line in enumerate(words) if line.startswith("For full helptext")), len(words))
+    if words[1:cut] and words[1].casefold().startswith(words[0].casefold()):  # the box's title says the same
+        words, cut = words[1:], cut - 1
     return " ".join(words[:cut]) + " (see --help)"
 
 

@@ -157,9 +157,10 @@ def stored(vectors: np.ndarray, dtype: str, encoder: Encoder) -> np.ndarray:
 def _from_hub(name: str) -> Path:
     try:
         import huggingface_hub
+        from huggingface_hub.utils import logging
     except ImportError as error:
         raise InputError(f"--encoder {name}: {error.name} is missing; pip install 'dmsrec[llm]'") from None
-    huggingface_hub.utils.logging.set_verbosity_error()
+    logging.set_verbosity_error()
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.safetensors"]))
     except Exception:  # many kinds: network, name, token
