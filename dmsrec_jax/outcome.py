@@ -14,12 +14,12 @@ from dmsrec_jax.data import SessionDataset
 from dmsrec_jax.errors import InputError
 from dmsrec_jax.history import History, best_epoch, best_of_each
 from dmsrec_jax.metrics import summarise
-from dmsrec_jax.recipe import NO_RESULT, Inputs, hyper, model_settings, provenance
+from dmsrec_jax.recipe import HOW_IT_RUNS, Inputs, hyper, model_settings, provenance
 from dmsrec_jax.results import dataset_identity, write_ranks, write_results
 from dmsrec_jax.runs import save_model
 from dmsrec_jax.steps import ModelProgram, learning_rate
 
-FREE = NO_RESULT | {"dataset", "intents", "item_text"}
+FREE = HOW_IT_RUNS | {"dataset", "intents", "item_text"}
 """Settings in which a run that goes on may differ from how it began; what the folders hold is compared by hash."""
 
 

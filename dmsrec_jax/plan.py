@@ -21,10 +21,10 @@ from dmsrec_jax.cli import from_mapping, read_yaml
 from dmsrec_jax.config import SweepConfig, TrainConfig
 from dmsrec_jax.errors import InputError
 from dmsrec_jax.model import Hyper
-from dmsrec_jax.recipe import FUSED_FLAGS, NO_RESULT, check_flags, hyper
+from dmsrec_jax.recipe import FUSED_FLAGS, HOW_IT_RUNS, check_flags, hyper
 
 KEYS = ("base", "seeds", "grid", "settings")
-OF_THE_COMMAND = NO_RESULT | {"seed"}
+OF_THE_COMMAND = HOW_IT_RUNS | {"seed"}
 """Settings of `train` that a sweep has its own of, or no use for."""
 OF_ALL = {"dataset", "protocol", "validation_fraction"}
 """Settings that make results comparable: in ``base`` only."""

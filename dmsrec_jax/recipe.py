@@ -38,8 +38,8 @@ BELOW |= {"d": 2**16, "batch_size": 2**20}  # XLA aborts the process where sizes
 
 FUSED_FLAGS = ("semantics", "align", "align_weight", "alpha", "beta", "ablation", "semantic_dropout", "intent_dropout")
 """What means nothing without --intents."""
-NO_RESULT = frozenset(("out", "config", "resume", "overwrite", "tensorboard", "devices", "device_data_mb"))
-"""Settings that no result depends on: where a run goes, and how it is trained."""
+HOW_IT_RUNS = frozenset(("out", "config", "resume", "overwrite", "tensorboard", "devices", "device_data_mb"))
+"""Settings that say where a run goes and how it is carried out, not what is trained."""
 
 
 class Inputs(NamedTuple):

@@ -15,7 +15,7 @@ from dmsrec_jax.data import SessionDataset
 from dmsrec_jax.errors import InputError
 from dmsrec_jax.files import read_json
 from dmsrec_jax.metrics import VIEWS, hit_rate
-from dmsrec_jax.recipe import NO_RESULT, hyper
+from dmsrec_jax.recipe import HOW_IT_RUNS, hyper
 from dmsrec_jax.results import dataset_of, is_by_view, is_number, label, read_ranks, read_results, run_names
 
 GROUPS = 6
@@ -100,7 +100,7 @@ SWEEPS = {
     "Figure 6: weights of explicit and latent intents": {"alpha": "α", "beta": "β"},
 }
 """The paper's figures, and the settings that vary in them with their names there."""
-FREE = NO_RESULT | {"seed", "dataset"}
+FREE = HOW_IT_RUNS | {"seed", "dataset"}
 """Settings in which runs of one sweep may differ."""
 
 

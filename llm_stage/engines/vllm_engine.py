@@ -33,9 +33,9 @@ def build(config: RunConfig, dataset: SessionDataset) -> Engine:
     """The engine that `RunConfig` describes. vLLM starts with the first batch.
 
     Raises:
-      InputError: no such model; or vLLM or a device it runs on is missing, but in a dry run, which needs neither.
+      InputError: no such model; with --check also: vLLM or a device it runs on is missing.
     """
-    if not config.dry_run:
+    if config.check:  # a dry run, or intents made anew of answers that are there, need neither
         device_settings(config.dtype)
     return llm_engine(VllmModel(config), config, dataset)
 

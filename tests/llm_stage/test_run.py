@@ -209,7 +209,7 @@ def test_a_dry_run_asks_and_writes_nothing(call, faked, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_check_needs_no_candidates_and_writes_nothing(flags, faked, refused, tmp_path, monkeypatch, capsys):
+def test_a_check_needs_no_candidates_and_writes_nothing(flags, faked, refused, tmp_path, capsys):
     faked.hook = staticmethod(lambda questions: pytest.fail("asked"))
     words = [str(word) for word in (*flags, "--candidates", tmp_path / "none", "--out", tmp_path / "out", "--check")]
     main(words)
