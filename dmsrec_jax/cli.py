@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import itertools
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -127,11 +128,10 @@ def parse(config: type | Mapping[str, type], argv: list[str], *, prog: str, posi
 def _one_line(box: str) -> str:
     """tyro draws its errors as boxes; this keeps their words."""
     lines = [line.strip("╭╮╰╯│─ ") for line in box.splitlines()]
-    words = [line for line in lines if line]
-    cut = next((i for i, line in enumerate(words) if line.startswith("For full helptext")), len(words))
-    if words[1:cut] and words[1].casefold().startswith(words[0].casefold()):  # the box's title says the same
-        words, cut = words[1:], cut - 1
-    return " ".join(words[:cut]) + " (see --help)"
+    words = list(itertools.takewhile(lambda line: not line.startswith("For full helptext"), filter(None, lines)))
+    if len(words) > 1 and words[1].casefold().startswith(words[0].casefold()):  # the box's title says the same
+        del words[0]
+    return " ".join(words) + " (see --help)"
 
 
 def _defaults_from_file(config: type, argv: list[str]) -> dict[str, Any]:

@@ -84,7 +84,7 @@ def pipeline(config: PipelineConfig) -> None:
         # Not candidates.json, which tells of the run's times as well.
         read = described | {part: candidates / f"{part}_candidates.npy" for part in PARTS}
         # Answers may have cost hours of a GPU: other questions get another folder, and these stay.
-        intents = out / "intents" / f"{config.engine}-{digest(questions(config), read)}"
+        intents = out / "intents" / f"{config.engine}-{digest(questions(config, words), read)}"
 
         def ask() -> None:
             folders = data | {"candidates": candidates, "out": intents}
@@ -160,9 +160,9 @@ def llm_flags(words: list[str]) -> dict[str, list[str]]:
     return {name: [sha256(Path(v)) if Path(v).is_file() else v for v in values] for name, values in found.items()}
 
 
-def questions(config: PipelineConfig) -> dict[str, Any]:
+def questions(config: PipelineConfig, words: list[str]) -> dict[str, Any]:
     """The settings that answers depend on. With another encoder alone no LLM is asked again; `retrieval` is."""
-    flags = {name: values for name, values in llm_flags(llm_words(config)).items() if name not in FREE_OF_ANSWERS}
+    flags = {name: values for name, values in llm_flags(words).items() if name not in FREE_OF_ANSWERS}
     asked = {"engine": config.engine, "model": config.model, "llm_flags": flags}
     return asked | ({"encoder": config.encoder} if config.engine == "retrieval" else {})
 

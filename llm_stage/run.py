@@ -44,16 +44,17 @@ def run(config: RunConfig) -> None:
     console = Console(markup=False, highlight=False)
     check_settings(config)
     dataset = SessionDataset.load(config.dataset)
-    space = None if config.check else row_space(dataset, read_candidates(config.candidates, dataset))
-    engine: Engine = importlib.import_module(ENGINES[config.engine]).build(config, dataset)
-    if space is not None and config.dry_run:
-        return dry_run(config, engine, space, shard_of(space.order, config.shard), console)
-    find_encoder(config.encoder)
-    check_figures()
-    if space is None:
+    if config.check:
+        engine = build_engine(config, dataset)
+        check_end(config)
         console.print(f"{engine.label}, encoder {config.encoder}: at hand", soft_wrap=True)
         return
+    space = row_space(dataset, read_candidates(config.candidates, dataset))
+    engine = build_engine(config, dataset)
     asked = shard_of(space.order, config.shard)
+    if config.dry_run:
+        return dry_run(config, engine, space, asked, console)
+    check_end(config)
     identity = data_identity(dataset, config.candidates) | {"engine": engine.identity}
     if is_finished(config.out, config, identity):
         console.print(f"{config.out}: finished already", soft_wrap=True)
@@ -97,6 +98,17 @@ def check_settings(config: RunConfig) -> None:
     if not config.tokens_per_second > 0:
         raise InputError(f"--tokens-per-second {config.tokens_per_second}: more than 0 is due")
     check_no_file(config.out, "--out ")
+
+
+def build_engine(config: RunConfig, dataset: SessionDataset) -> Engine:
+    """The engine that --engine names."""
+    return importlib.import_module(ENGINES[config.engine]).build(config, dataset)
+
+
+def check_end(config: RunConfig) -> None:
+    """Refuses to begin where intents could not be encoded or reported: before hours of answering, not after."""
+    find_encoder(config.encoder)
+    check_figures()
 
 
 def answer_all(
