@@ -127,7 +127,7 @@ def of_titles(config: PlaceboConfig, dataset: SessionDataset, real: Intents) -> 
             named[part] = {"explicit": _none(), "latent": everyone}
         else:
             rows, items = np.repeat(np.arange(len(candidates)), candidates.shape[1]), candidates.reshape(-1)
-            own = np.isin(_pairs(rows, items, dataset), _pairs(*_clicked(sessions), dataset))  # eq. (5)
+            own = np.isin(_titled(rows, items, dataset), _titled(*_clicked(sessions), dataset))  # eq. (5)
             named[part] = {"explicit": (rows[own], items[own]), "latent": (rows[~own], items[~own])}
     return name_items(named, dataset, vectors, {part: getattr(real, part).candidates for part in PARTS})
 
@@ -144,7 +144,7 @@ def name_items(
       candidates: by part, handed on.
     """
     titled = np.any(vectors != 0, axis=1)
-    titles = np.array(dataset.titles or [""] * (dataset.n_items + 1), np.str_)
+    titles = _titles(dataset)
     used = np.zeros(dataset.n_items + 1, bool)
     for _, items in (pair for of_part in named.values() for pair in of_part.values()):
         used[items] = True
@@ -185,8 +185,14 @@ def _none() -> Named:
     return np.zeros(0, np.int64), np.zeros(0, np.int64)
 
 
-def _pairs(rows: np.ndarray, items: np.ndarray, dataset: SessionDataset) -> np.ndarray:
-    return rows * np.int64(dataset.n_items + 1) + items
+def _titled(rows: np.ndarray, items: np.ndarray, dataset: SessionDataset) -> np.ndarray:
+    """A number for each row with the title of its item: items may share one."""
+    texts, text_of = np.unique(_titles(dataset), return_inverse=True)
+    return rows * np.int64(len(texts)) + text_of[items]
+
+
+def _titles(dataset: SessionDataset) -> np.ndarray:
+    return np.array(dataset.titles or [""] * (dataset.n_items + 1), np.str_)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

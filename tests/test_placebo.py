@@ -9,8 +9,9 @@ import pytest
 
 from dmsrec_jax.artifacts import KINDS, PARTS, read_intents, read_item_text, write_item_text
 from dmsrec_jax.data import SessionDataset
+from dmsrec_jax.data.write import Prepared, write_dataset
 from dmsrec_jax.placebo import main
-from tests.conftest import N_ITEMS
+from tests.conftest import N_ITEMS, write_tiny_intents
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +89,18 @@ def test_items_are_named_by_their_titles(made, tiny, titles, kind):
             if kind == "popularity":
                 assert explicit == set()
                 assert latent == set(fake.titles.tolist())
+
+
+def test_a_candidate_with_the_title_of_a_click_is_explicit(tiny, tmp_path):
+    ids = [str(item) for item in range(N_ITEMS)]
+    prepared = Prepared(tiny.train, tiny.test, tiny.sessions, ids, ["One"] * N_ITEMS)
+    dataset = write_dataset(prepared, tmp_path / "data", name="twins", provenance={"source": "test"})
+    write_item_text(tmp_path / "titles", np.ones((N_ITEMS + 1, 12), np.float32), dataset, {"encoder": "test"})
+    folders = {"dataset": dataset.path, "intents": write_tiny_intents(tmp_path / "intents", dataset)}
+    folders |= {"item-text": tmp_path / "titles", "out": tmp_path / "out"}
+    main(["--kind", "candidates-mean", *(str(word) for name in folders for word in (f"--{name}", folders[name]))])
+    found = read_intents(tmp_path / "out", dataset)
+    assert all(both(getattr(found, part)) == [((0,), ())] * len(getattr(dataset, part)) for part in PARTS)
 
 
 def test_popularity_names_as_many_as_the_real_ones(made, tiny, tiny_intents):
