@@ -120,6 +120,8 @@ class TrainConfig(TrainSettings):
     """Go on from the last checkpoint of --out."""
     overwrite: bool = False
     """Replace a run that is there already."""
+    check: bool = False
+    """Only say whether flags, data and devices will do."""
     tensorboard: bool = False
     """Also write TensorBoard curves (needs the extra `tensorboard`)."""
 
@@ -267,6 +269,9 @@ class ImportTorchConfig:
     """Run folder to write."""
     n_neighbors: int = 12
     """gcegnn: neighbours kept per item in the global graph."""
+    released_padding: int | None = None
+    """tagnn, attenmixer, miasrec: the padded length the original was trained with. Left out, padding takes no part, and
+    scores are not the original's."""
     overwrite: bool = False
     """Replace a run that is there already."""
 

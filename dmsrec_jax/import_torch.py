@@ -12,13 +12,14 @@ from flax import nnx
 from rich.console import Console
 
 from dmsrec_jax import cli
-from dmsrec_jax.backbones import BACKBONES, own_score, reads
+from dmsrec_jax.backbones import BACKBONES, own_score, padded, reads
 from dmsrec_jax.config import ImportTorchConfig, Order
 from dmsrec_jax.data import SessionDataset
 from dmsrec_jax.errors import InputError
 from dmsrec_jax.files import staged_folder
 from dmsrec_jax.item_graph import read_sessions
 from dmsrec_jax.model import ModelSettings
+from dmsrec_jax.recipe import check_padding
 from dmsrec_jax.runs import new_model, save_model, write_config
 
 
@@ -40,6 +41,11 @@ def import_torch(config: ImportTorchConfig) -> None:
     console = Console(markup=False, highlight=False)
     if unused:
         console.print(f"not used by {config.backbone}: {', '.join(unused)}")
+    if padded(config.backbone) and config.released_padding is None:
+        console.print(f"{config.backbone} was trained with padding: its own scores need --released-padding")
+    if settings.n_positions < dataset.longest:
+        cut = f"of up to {dataset.longest} clicks of a session the last {settings.n_positions} are read"
+        console.print(f"{cut}; only those count as seen")
     console.print(f"run folder: {config.out}")
 
 
@@ -79,7 +85,7 @@ def settings_of(weights: Mapping[str, np.ndarray], config: ImportTorchConfig, da
     """Model settings from the weights' shapes.
 
     Raises:
-      InputError: no item table, or one for another catalogue.
+      InputError: no item table, one for another catalogue, or a --released-padding that does not fit.
     """
     keys = {path: key for key, path in BACKBONES[config.backbone].TORCH_KEYS.items()}
     of_items, of_positions = keys.get("items") or keys["items[1:]"], keys.get("backbone.positions", "")
@@ -104,9 +110,13 @@ def settings_of(weights: Mapping[str, np.ndarray], config: ImportTorchConfig, da
     order = weights["alpha"].size if config.backbone == "msgifsr" and "alpha" in weights else 1
     if order not in get_args(Order):
         raise InputError(f"{config.weights}: alpha has {order} weights; an order of 1 to 3 is due")
+    padding = config.released_padding
+    check_padding(padding, config.backbone, min(dataset.longest, n_positions))
+    if padding is not None and of_positions in weights and padding > n_positions:
+        raise InputError(f"--released-padding {padding}: {of_positions} has rows for {n_positions} clicks")
     score = own_score(config.backbone)
     sizes = table.shape[1], score, n_positions, config.n_neighbors
-    return ModelSettings(config.backbone, dataset.n_items, *sizes, order=order, inner=inner)
+    return ModelSettings(config.backbone, dataset.n_items, *sizes, released_padding=padding, order=order, inner=inner)
 
 
 def torch_keys(backbone: str, params: nnx.State) -> dict[str, str]:

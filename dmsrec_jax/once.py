@@ -95,6 +95,12 @@ class Once:
         self._console.print(f"[{self._number}/{self._total}] {name}: {what}", soft_wrap=True)
 
 
+def flags_of(folder: Path, name: str) -> dict[str, Any] | None:
+    """The flags that a step was last taken with; None where it never was."""
+    file = folder / "steps" / f"{name}.json"
+    return read_json(file).get("flags") if file.is_file() else None
+
+
 def command(
     module: str, flags: Mapping[str, Any], *words: object, python: Path | None = None, pass_fds: Sequence[int] = ()
 ) -> None:

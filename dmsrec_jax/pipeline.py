@@ -14,11 +14,12 @@ from dmsrec_jax import cli
 from dmsrec_jax.artifacts import PARTS
 from dmsrec_jax.config import EvaluateConfig, PipelineConfig, TrainConfig, TrainSettings
 from dmsrec_jax.data import SessionDataset
+from dmsrec_jax.data.splits import chain_folds
 from dmsrec_jax.errors import InputError
 from dmsrec_jax.evaluate import evaluate
 from dmsrec_jax.files import read_json, sha256, staged_folder
 from dmsrec_jax.neighbor_methods import METHODS
-from dmsrec_jax.once import Once, command
+from dmsrec_jax.once import Once, command, flags_of
 from dmsrec_jax.outcome import FREE
 from dmsrec_jax.recipe import FUSED_FLAGS, check_flags
 from dmsrec_jax.results import check_bootstrap, print_differences, print_results, read_results
@@ -27,7 +28,7 @@ FOLDERS = ("plain", "candidates", "intents", "fused", "neighbors", "report")
 """What it makes, and makes anew."""
 OF_SPEED = {"batch-size", "concurrency", "gpu-memory-utilization", "retries", "tensor-parallel", "timeout", "base-url"}
 FREE_OF_ANSWERS = OF_SPEED | {"pooling", "embedding-dtype", "explicit-rule"}
-"""Flags of `llm_stage.run` that no answer depends on: how fast it comes, and what is made of it."""
+"""Flags of `llm_stage.run` that no LLM's answer depends on: how fast it comes, and what is made of it."""
 
 
 def pipeline(config: PipelineConfig) -> None:
@@ -40,6 +41,8 @@ def pipeline(config: PipelineConfig) -> None:
         raise InputError(f"{config.dataset}: has no titles, so no engine can name intents")
     if not 1 <= config.k <= dataset.n_items:
         raise InputError(f"--k {config.k}: 1 to {dataset.n_items} items can be had")
+    if config.cross_fit is not None:
+        chain_folds(dataset.train, config.cross_fit, config.seed)
     check_bootstrap(config)
     words = llm_words(config)
     if config.llm_python is not None and not config.llm_python.is_file():
@@ -49,7 +52,8 @@ def pipeline(config: PipelineConfig) -> None:
     if not (out / "steps").is_dir() and (there := [name for name in FOLDERS if (out / name).exists()]):
         raise InputError(f"--out {out}: holds {there[0]}, which no pipeline made; give another folder")
     asked = {"engine": config.engine, "model": config.model, "encoder": config.encoder}
-    if not (out / "steps" / "intents.json").is_file():  # hours of training may come before its turn
+    how = asked | {"llm_flags": llm_flags(words)}
+    if flags_of(out, "intents") != how:  # hours of training may come before its turn
         folders = data | {"candidates": out / "candidates", "out": out / "intents"}
         command("llm_stage.run", asked | folders, *words, "--check", python=config.llm_python)
     with Once(out, 7, console) as once:
@@ -59,6 +63,8 @@ def pipeline(config: PipelineConfig) -> None:
             folders = {key: file.parent for key, file in inputs.items()}
 
             def clear() -> None:
+                if run.exists():  # what is there stays until nothing can be wrong with the flags
+                    once.command("dmsrec_jax.train", {**flags, **folders}, "--check")
                 with staged_folder(run, marker="config.yaml", overwrite=True):
                     pass
 
@@ -90,7 +96,7 @@ def pipeline(config: PipelineConfig) -> None:
             folders = data | {"candidates": candidates, "out": intents}
             once.command("llm_stage.run", asked | folders, *words, "--overwrite", python=config.llm_python)
 
-        once.take("intents", ask, asked | {"llm_flags": llm_flags(words)}, read, intents / "meta.json")
+        once.take("intents", ask, how, read, intents / "meta.json")
 
         fused = train("fused", training, described | {"intents": intents / "meta.json"})
 
@@ -161,10 +167,12 @@ def llm_flags(words: list[str]) -> dict[str, list[str]]:
 
 
 def questions(config: PipelineConfig, words: list[str]) -> dict[str, Any]:
-    """The settings that answers depend on. With another encoder alone no LLM is asked again; `retrieval` is."""
-    flags = {name: values for name, values in llm_flags(words).items() if name not in FREE_OF_ANSWERS}
+    """The settings that answers depend on. An encoder counts for `retrieval` alone."""
+    encodes = config.engine == "retrieval"
+    free = FREE_OF_ANSWERS - {"pooling"} if encodes else FREE_OF_ANSWERS
+    flags = {name: values for name, values in llm_flags(words).items() if name not in free}
     asked = {"engine": config.engine, "model": config.model, "llm_flags": flags}
-    return asked | ({"encoder": config.encoder} if config.engine == "retrieval" else {})
+    return asked | ({"encoder": config.encoder} if encodes else {})
 
 
 def digest(flags: Mapping[str, Any], inputs: Mapping[str, Path]) -> str:

@@ -38,7 +38,7 @@ BELOW |= {"d": 2**16, "batch_size": 2**20}  # XLA aborts the process where sizes
 
 FUSED_FLAGS = ("semantics", "align", "align_weight", "alpha", "beta", "ablation", "semantic_dropout", "intent_dropout")
 """What means nothing without --intents."""
-HOW_IT_RUNS = frozenset(("out", "config", "resume", "overwrite", "tensorboard", "devices", "device_data_mb"))
+HOW_IT_RUNS = frozenset(("out", "config", "resume", "overwrite", "check", "tensorboard", "devices", "device_data_mb"))
 """Settings that say where a run goes and how it is carried out, not what is trained."""
 
 
@@ -75,14 +75,21 @@ def check_flags(config: TrainConfig) -> None:
     for name in FUSED_FLAGS if config.intents is None else ():
         if getattr(config, name) != getattr(plain, name):
             raise InputError(f"{flag_of(name)} {getattr(config, name)}: needs --intents")
-    if config.released_padding is not None and not padded(config.backbone):
-        raise InputError(f"--released-padding {config.released_padding}: {config.backbone} never sees padding")
+    check_padding(config.released_padding, config.backbone)
     if config.order > 1 and config.backbone != "msgifsr":
         raise InputError(f"--order {config.order}: needs --backbone msgifsr")
     if config.score == "dot" and own_score(config.backbone) == "cosine":
         raise InputError(f"--score dot: the scores of {config.backbone} are cosines")
     if config.semantics == "released":
         released(config)
+
+
+def check_padding(padding: int | None, backbone: str, longest: int = 1) -> None:
+    """Refuses a --released-padding that the backbone does not know, or that is shorter than a session."""
+    if padding is not None and not padded(backbone):
+        raise InputError(f"--released-padding {padding}: {backbone} never sees padding")
+    if padding is not None and padding < longest:
+        raise InputError(f"--released-padding {padding}: the longest session has {longest} clicks")
 
 
 def read_artifacts(config: TrainConfig, dataset: SessionDataset) -> Inputs:
@@ -128,15 +135,14 @@ def item_graph(config: TrainConfig, dataset: SessionDataset, sessions: Sessions)
 
 def model_settings(config: TrainConfig, inputs: Inputs) -> ModelSettings:
     intents, item_text = inputs.intents, inputs.item_text
-    longest, padding = inputs.dataset.longest, config.released_padding
-    if padding is not None and padding < longest:
-        raise InputError(f"--released-padding {padding}: the longest session has {longest} clicks")
+    padding = config.released_padding
+    check_padding(padding, config.backbone, inputs.dataset.longest)
     return ModelSettings(
         config.backbone,
         inputs.dataset.n_items,
         config.d,
         config.score or own_score(config.backbone),
-        longest,
+        max(inputs.dataset.longest, padding or 0),
         config.n_neighbors,
         semantics=None if intents is None else config.semantics,
         d_text=0 if intents is None else intents.embeddings.shape[1],

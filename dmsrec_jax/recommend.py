@@ -162,6 +162,9 @@ def _new_items(folder: Path, run: Run) -> NewItems:
     """Reads new items whose titles are encoded as those that the run was trained with."""
     if not run.settings.d_title:
         raise InputError(f"--new-items {folder}: {run.path} knows items by id alone; train it with --item-text")
+    if folder.is_file():
+        how = f"python -m llm_stage.encode_items --new-items {folder} --encoder … --dataset … --out FOLDER"
+        raise InputError(f"--new-items {folder}: a folder of encoded titles is due, made by {how}")
     items = read_new_items(folder, run.dataset)
     width = items.embeddings.shape[1]
     if width != run.settings.d_title:

@@ -115,9 +115,9 @@ def figures(dataset: SessionDataset, runs: Sequence[JudgedRun]) -> Iterator[Draw
     for run in runs:
         if not run.engine or run.results["intents"]["path"] in seen:
             continue
-        seen.add(run.results["intents"]["path"])
         folder = intents_folder(run)
         if folder is not None:
+            seen.add(run.results["intents"]["path"])
             caption = f"Explicit and latent intents that {run.engine} named for {run.name} (the paper's Figure 3)."
             png = report_figures.intents(intent_counts(read_intents(folder, run.dataset)), run.engine)
             yield Drawn(f"intents-{len(seen)}", "Intents", caption, png)

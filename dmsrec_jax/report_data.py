@@ -13,7 +13,7 @@ from dmsrec_jax.cli import from_mapping, read_yaml
 from dmsrec_jax.config import ReportConfig, TrainConfig
 from dmsrec_jax.data import SessionDataset
 from dmsrec_jax.errors import InputError
-from dmsrec_jax.files import read_json
+from dmsrec_jax.files import read_json, sha256
 from dmsrec_jax.metrics import VIEWS, hit_rate
 from dmsrec_jax.recipe import HOW_IT_RUNS, hyper
 from dmsrec_jax.results import dataset_of, is_by_view, is_number, label, read_ranks, read_results, run_names
@@ -186,9 +186,10 @@ def hit_rates(run: JudgedRun, of: Groups, k: int = 20) -> np.ndarray:
 
 
 def intents_folder(run: JudgedRun) -> Path | None:
-    """The intents a fused run was trained with; None where they have moved."""
-    folder = Path(run.results["intents"]["path"])
-    return folder if (folder / "meta.json").is_file() else None
+    """The intents a fused run was trained with; None where they have moved or others are in their place."""
+    about = Path(run.results["intents"]["path"]) / "meta.json"
+    due = read_json(run.path / "model.json").get("inputs", {}).get("intents") if run.is_trained else None
+    return about.parent if about.is_file() and due in (None, sha256(about)) else None
 
 
 def intent_counts(intents: Intents) -> dict[str, dict[str, np.ndarray]]:
@@ -208,11 +209,11 @@ def sweeps(runs: Sequence[JudgedRun]) -> list[Sweep]:
     ]
     found = []
     for name, settings in SWEEPS.items():
-        alike: dict[str, dict[tuple[Any, ...], list[Mapping[str, float]]]] = {}
+        alike: dict[str, dict[tuple[Any, ...], dict[int, Mapping[str, float]]]] = {}  # a run of two plans counts once
         for config, score in fused:
             rest = {key: value for key, value in asdict(config).items() if key not in {*settings, *FREE}}
             at = alike.setdefault(json.dumps(rest, sort_keys=True, default=str), {})
-            at.setdefault(tuple(_setting(config, key) for key in settings), []).append(score)
+            at.setdefault(tuple(_setting(config, key) for key in settings), {})[config.seed] = score
         for at in alike.values():
             if len(at) > 1:
                 places = sorted(at)
@@ -226,5 +227,6 @@ def _setting(config: TrainConfig, key: str) -> Any:
     return hyper(config).align_weight if key == "align_weight" else getattr(config, key)
 
 
-def _mean(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {metric: float(np.mean([score[metric] for score in scores])) for metric in scores[0]}
+def _mean(scores: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
+    first, *_ = found = [*scores.values()]
+    return {metric: float(np.mean([score[metric] for score in found])) for metric in first}

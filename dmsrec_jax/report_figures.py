@@ -1,7 +1,6 @@
 """The figures of a report, as PNG bytes."""
 
 import io
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -49,7 +48,8 @@ def _png(figure: Figure) -> bytes:
 
 def _text(label: str) -> str:
     """Names as they are, but not without end: a $ would begin a formula, and a leading _ hides a legend's entry."""
-    return textwrap.shorten(label, LABEL, placeholder="…").replace("$", r"\$").lstrip("_")
+    kept = label if len(label) <= LABEL else "…" + label[1 - LABEL :]  # paths differ at their ends
+    return kept.replace("$", r"\$").lstrip("_")
 
 
 def curves(runs: Sequence[JudgedRun]) -> bytes:

@@ -27,6 +27,8 @@ from dmsrec_jax.layers import (
 
 ABLATIONS = {"none": (1.0, 1.0), "no-latent": (1.0, 0.0), "no-explicit": (0.0, 1.0)}
 """Whether explicit and latent intents take part. The intents of a class left out are as good as unknown."""
+NO_SPLIT = 2**31
+"""Folded into a key that a backbone splits as well, for `jax.random.split` folds in 0, 1, 2, …"""
 
 
 class Fused(NamedTuple):
@@ -73,7 +75,7 @@ class Semantics(nnx.Module):
           intent_dropout: share of sessions that training treats as if they had no intents.
           key: the backbone's key as well, unsplit: a fused run drops what a plain one drops.
         """
-        text_key, intent_key = split_key(None if key is None else jax.random.fold_in(key, 1))
+        text_key, intent_key = split_key(None if key is None else jax.random.fold_in(key, NO_SPLIT))
         n = batch.n_sessions
         semantic = jnp.broadcast_to(self.no_intent[...], (n, *self.no_intent.shape))
         known = jnp.zeros(n, bool)

@@ -25,13 +25,15 @@ from dmsrec_jax.metrics import METRICS, by_view
 from dmsrec_jax.outcome import check_same_settings
 from dmsrec_jax.parallel import Devices, split_cpu
 from dmsrec_jax.plan import Member, groups, read_plan
-from dmsrec_jax.recipe import Inputs, read_artifacts
+from dmsrec_jax.recipe import Inputs, model_settings, parts, read_artifacts
 from dmsrec_jax.results import dataset_identity, print_results, read_results
 
 SCHEMA_VERSION = 1
 AT_ONCE = {"cpu": 1}
 """Runs that train at once on a device of a platform: a CPU is busy with one, and two want twice the memory."""
 AT_ONCE_ELSEWHERE = 16
+JUDGED_BY = ("protocol", "validation_fraction")
+"""Settings that all plans of a folder share: its rows stand in one table."""
 
 console = Console(markup=False, highlight=False)
 
@@ -49,6 +51,9 @@ def sweep(config: SweepConfig) -> None:
     path = members[0].config.dataset
     dataset = SessionDataset.load(path) if path else demo_dataset(Path("datasets"))
     gathered = [(group, read_artifacts(group[0].config, dataset)) for group in groups(members)]
+    for (first, *_), inputs in gathered:  # nothing is replaced, and no group trains, before all can be
+        parts(first.config, inputs)
+        model_settings(first.config, inputs)
     summary = open_sweep(config, members, gathered, dataset)
     started = time.perf_counter()
     with locked(config.out):
@@ -82,7 +87,7 @@ def open_sweep(
     summary = {
         "schema_version": SCHEMA_VERSION,
         "dataset": dataset_identity(dataset),
-        "protocol": members[0].config.protocol,
+        **{name: getattr(members[0].config, name) for name in JUDGED_BY},
         "inputs": hashes,
         "settings": [],
     }
@@ -94,6 +99,11 @@ def open_sweep(
     begun = read_json(out / "sweep.json")
     if not isinstance(begun, dict) or begun.get("schema_version") != SCHEMA_VERSION:
         raise InputError(f"{out / 'sweep.json'}: not of schema version {SCHEMA_VERSION}")
+    for name in JUDGED_BY:
+        if begun.get(name, summary[name]) != summary[name]:
+            raise InputError(f"{out}: began with {cli.flag_of(name)} {begun[name]}, not {summary[name]}")
+    if begun.get("dataset", {}).get("hash", dataset.hash) != dataset.hash:
+        raise InputError(f"{out}: began on another --dataset, by hash; give another --out")
     known = begun.get("inputs", {})
     for member in members:
         for name, digest in hashes[member.setting].items():

@@ -59,6 +59,8 @@ def train(config: TrainConfig) -> None:
     inputs = read_artifacts(config, dataset)
     of_parts, settings = parts(config, inputs), model_settings(config, inputs)
     devices = Devices(config.devices, config.batch_size)
+    if config.check:
+        return
     run = open_run_folder(config, inputs)  # once nothing can be wrong with the flags
     if run is not None:
         with locked(run):

@@ -69,6 +69,22 @@ def test_there_and_back(tiny: SessionDataset, tmp_path, backbone):
     call(*flags, "--overwrite")
 
 
+def test_padding_takes_part_where_it_did(tiny: SessionDataset, tmp_path, capsys, refused):
+    weights = state_dict("miasrec", tiny)[1]
+    np.savez(tmp_path / "weights.npz", **weights)
+    flags = ("--backbone", "miasrec", "--weights", tmp_path / "weights.npz", "--dataset", tiny.path)
+    call(*flags, "--out", tmp_path / "own")
+    assert "its own scores need --released-padding" in capsys.readouterr().out
+    call(*flags, "--out", tmp_path / "padded", "--released-padding", POSITIONS)
+    assert "--released-padding" not in capsys.readouterr().out
+    assert load_run(tmp_path / "padded").settings.released_padding == POSITIONS
+    own, padded = (Recommender.load(tmp_path / name).recommend([[1, 2]], k=5)[1] for name in ("own", "padded"))
+    assert not np.allclose(own, padded, atol=1e-3)
+    for padding, told in ((tiny.longest - 1, "the longest session"), (POSITIONS + 1, f"rows for {POSITIONS} clicks")):
+        assert told in refused(main, *flags, "--out", tmp_path / "out", "--released-padding", padding)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("suffix", ["safetensors", "pth", "pt"])
 def test_other_formats(tiny: SessionDataset, tmp_path, capsys, weights, suffix):
     torch = pytest.importorskip("torch", reason="torch reads .pth")

@@ -126,6 +126,8 @@ def test_other_encoders_and_plain_runs_are_refused(
     write_new_items(tmp_path / "wide", items._replace(embeddings=np.ones((1, 9), np.float32)), shop)
     assert "vectors of width 9" in refused(main, *flags, tmp_path / "wide")
     assert "nowhere" in refused(main, *flags, tmp_path / "nowhere")
+    (tmp_path / "new.csv").write_text("id,title\n")
+    assert "made by python -m llm_stage.encode_items" in refused(main, *flags, tmp_path / "new.csv")
     plain = ("--run", trained, "--session", "Film 1", "--new-items", new_items)
     assert "train it with --item-text" in refused(main, *plain)
 

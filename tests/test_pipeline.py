@@ -79,6 +79,15 @@ def test_only_what_depends_on_a_change_is_redone(folder):
     assert "fused: no LLM" in before, "the results are printed all the same"
     assert taken(call(folder, "--align-weight", 0.1, "--device-data-mb", 9)) == ["fused", "evaluate", "report"]
     assert taken(call(folder, "--align-weight", 0.1, "--bootstrap", 60)) == ["evaluate", "report"]
+    for flag, value, told in (
+        ("--validation-fraction", 0, "--validation-fraction"),
+        ("--llm-flags", "--max 3", "--max"),
+    ):
+        done = subprocess.run(words(folder, f"{flag}={value}"), capture_output=True, text=True)
+        assert done.returncode == 2
+        assert told in done.stderr
+        assert "done in" not in done.stdout
+    assert (folder / "out/plain/results.json").is_file(), "nothing is lost while flags are wrong"
 
 
 def test_another_data_set_redoes_all(folder):
@@ -100,6 +109,8 @@ def test_an_llm_is_asked_again_only_what_may_be_answered_otherwise(tmp_path):
     assert asked("retrieval") != asked("retrieval", "other"), "its answers are the encoder's"
     assert asked("vllm") == asked("vllm", llm_flags="--batch-size 8 --explicit_rule=candidates")
     assert asked("vllm") != asked("vllm", llm_flags="--decode free --batch-size 8")
+    assert asked("vllm", llm_flags="--pooling masked") == asked("vllm")
+    assert asked("retrieval", llm_flags="--pooling masked") != asked("retrieval")
     assert asked("vllm", llm_flags="--decode=free") == asked("vllm", llm_flags="--batch-size 8 --decode free")
     prompt = tmp_path / "prompt.txt"
     prompt.write_text("one")
@@ -113,7 +124,7 @@ def test_bad_input_is_told_before_any_step(tiny, tmp_path, refused):
     assert "nowhere" in refused(main, *flags, "--dataset", tmp_path / "nowhere")
     assert "--alpha -1.0" in refused(main, *flags, "--dataset", tiny.path, "--alpha", -1)
     assert "--llm-python" in refused(main, *flags, "--dataset", tiny.path, "--llm-python", tmp_path / "python")
-    for flag, value in (("--k", 31), ("--bootstrap", 1), ("--llm-flags", "--prompt 'x")):
+    for flag, value in (("--k", 31), ("--bootstrap", 1), ("--cross-fit", 1), ("--llm-flags", "--prompt 'x")):
         assert f"{flag} {value}" in refused(main, *flags, "--dataset", tiny.path, f"{flag}={value}")
     for flag, value, told in (
         ("--encoder", tmp_path / "none", "none: no such folder"),

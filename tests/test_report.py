@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
-from dmsrec_jax import neighbors
+from dmsrec_jax import neighbors, report_figures
 from dmsrec_jax.config import NeighborsConfig, ReportConfig
 from dmsrec_jax.data import SessionDataset
 from dmsrec_jax.data.samples import last_clicks, prefixes
@@ -180,6 +180,8 @@ def test_sweeps_say_how_many_runs_a_place_has(report: Path, runs: dict[str, Path
     _, read = read_runs(ReportConfig((runs["fused"], runs["half"], again)))
     (found,) = sweeps(read)
     assert (found.places, found.runs) == ([(0.35,), (0.7,)], [2, 1])
+    twice = sweeps([*read, read[0]._replace(path=read[1].path)])
+    assert [one.runs for one in twice] == [[2, 1]], "one of two plans counts once"
     assert [drawn.caption for drawn in figures(read[0].dataset, read) if drawn.section == "Settings"] == [
         "The paper's Figure 5: weight of the alignment; test set, the mean of 1 to 2 runs that differ in their seed "
         "alone at each place."
@@ -282,8 +284,18 @@ def test_other_training_rows_and_moved_intents(runs: dict[str, Path], hostile: S
     assert "no longer there" not in (tmp_path / "there/report.html").read_text()
     shutil.move(intents, tmp_path / "elsewhere")
     main([*call, str(tmp_path / "gone")])
-    assert not (tmp_path / "gone/intents-1.png").exists()
-    assert "no longer there" in (tmp_path / "gone/report.html").read_text()
+    write_tiny_intents(intents, other, seed=1)
+    main([*call, str(tmp_path / "changed")])
+    for name in ("gone", "changed"):
+        assert not (tmp_path / name / "intents-1.png").exists()
+        assert "no longer there" in (tmp_path / name / "report.html").read_text()
+
+
+def test_long_names_keep_what_tells_them_apart():
+    paths = [f"/home/user/projects/dmsrec/results/{name}/gcegnn-plain" for name in ("ml-1m", "beauty")]
+    shown = [report_figures._text(path) for path in paths]
+    assert [text[-19:] for text in shown] == [path[-19:] for path in paths]
+    assert {len(text) for text in shown} == {report_figures.LABEL}
 
 
 def test_groups_cover_all_values():

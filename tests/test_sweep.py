@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from dmsrec_jax import sweep
+from dmsrec_jax.checkpoint import Checkpoints
 from dmsrec_jax.data import SessionDataset
 from dmsrec_jax.members import MemberProgram
 from dmsrec_jax.metrics import METRICS, VIEWS
@@ -79,6 +80,21 @@ def test_each_run_is_the_one_that_train_makes(swept: Path, setting: str, tmp_pat
     np.testing.assert_allclose(np.load(run / "ranks.npy"), np.load(tmp_path / "alone" / "ranks.npy"), atol=1)
 
 
+def test_the_first_hundred_steps_are_those_of_train(tiny: SessionDataset, tiny_intents: Path, tmp_path, monkeypatch):
+    """An epoch is one step here: all sessions are one batch."""
+    base = BASE | {"backbone": "srgnn", "batch_size": len(tiny.train), "epochs": 100, "patience": 100, "lr_decay": 1.0}
+    plan = write_plan(tmp_path / "plan.yaml", base=base, grid={"align_weight": [0.2, 0.7]}, seeds=[3])
+    inputs = ("--dataset", tiny.path, "--intents", tiny_intents)
+    call(sweep.main, "--config", plan, *inputs, "--out", tmp_path / "out", "--members-at-once", 2)
+    run = tmp_path / "out" / "align_weight=0.7" / "seed-3"
+    monkeypatch.setattr(Checkpoints, "save", lambda *_: None)  # a hundred take long
+    call(train, "--config", run / "config.yaml", "--out", tmp_path / "alone")
+    ours, alone = ([entry["loss"] for entry in history(path)] for path in (run, tmp_path / "alone"))
+    assert len(ours) == 100
+    assert ours[-1] < ours[0] - 0.5, "it learns"
+    np.testing.assert_allclose(ours, alone, rtol=1e-4)
+
+
 def test_its_runs_are_run_folders(swept: Path):
     for run in (swept / "weak" / "seed-3", swept / "no-latent" / "seed-4", swept / "gcegnn" / "seed-3"):
         np.testing.assert_array_equal(load_run(run).score_test(), np.load(run / "ranks.npy"))
@@ -121,7 +137,13 @@ def test_run_again_it_trains_what_is_missing(swept: Path, tiny: SessionDataset, 
     other_data = write_tiny(tmp_path / "other", seed=9)
     other = write_tiny_intents(tmp_path / "intents", other_data)
     moved = ("--config", swept.parent / "plan.yaml", "--dataset", other_data.path, "--intents", other, "--out", again)
-    assert "weak began on another --dataset" in refused(sweep.main, *moved)
+    assert "began on another --dataset, by hash" in refused(sweep.main, *moved)
+    judged = write_plan(tmp_path / "paper.yaml", base=BASE | {"backbone": "srgnn", "protocol": "paper"})
+    paper = ("--config", judged, *flags[2:])
+    assert "began with --protocol default, not paper" in refused(sweep.main, *paper), "one table has one protocol"
+    wrong = write_plan(tmp_path / "wrong.yaml", base=BASE | {"backbone": "srgnn", "validation_fraction": 0.0})
+    refused(sweep.main, "--config", wrong, *flags[2:], "--overwrite")
+    assert (again / "weak" / "seed-3" / "results.json").is_file(), "nothing is lost while flags are wrong"
 
 
 def test_intents_that_changed_are_another_sweep(tiny: SessionDataset, tmp_path, refused):

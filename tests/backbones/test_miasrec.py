@@ -9,8 +9,11 @@ import pytest
 from flax import nnx
 
 from dmsrec_jax.backbones.miasrec import OF_MAX, Votes, attend, best_products, entmax, packed_tokens
+from dmsrec_jax.config import TrainConfig
 from dmsrec_jax.graphs import pack
-from tests.backbones.small import LENGTH, SESSIONS, N, batch, build, read
+from dmsrec_jax.recipe import Inputs, model_settings
+from dmsrec_jax.runs import new_model
+from tests.backbones.small import LENGTH, SESSIONS, N, batch, build, read, scores
 from tests.conftest import N_ITEMS
 from tests.parity import golden
 
@@ -109,6 +112,17 @@ def test_what_matters_is_learned():
         spread = jax.grad(lambda p: nnx.merge(graphdef, p, rest)(batch())[:, 1:].var())  # noqa: B023
         gradients = jax.jit(spread)(params)
         assert bool(jnp.abs(gradients["backbone"]["importance"]["kernel"][...]).max() > 0) == trained
+
+
+def test_padding_beyond_the_longest_session_keeps_sessions_apart(tiny):
+    """Blocks of attention and the table of positions are as wide as the padding."""
+    width = tiny.longest + 9
+    settings = model_settings(TrainConfig("miasrec", d=6, released_padding=width), Inputs(tiny, None, None, {}))
+    program, params = new_model(settings, None, jax.random.key(2))
+    built = nnx.merge(program.graphdef, params, program.constants)
+    assert len(built.backbone.positions[...]) == width + 1
+    alone, together = (scores(built, batch(rows)) for rows in ([4] + [N] * (N - 1), range(N)))
+    np.testing.assert_allclose(alone[0, 1:], together[4, 1:], atol=1e-4)
 
 
 def test_the_original_with_the_same_entmax():
