@@ -66,9 +66,8 @@ class Once:
           InputError: the action ended without its result.
         """
         self._number += 1
-        file = self.folder / "steps" / f"{name}.json"
+        file, known = _memory(self.folder, name), last_taken(self.folder, name)
         due = {"flags": dict(flags), "inputs": {key: sha256(path) for key, path in inputs.items()}}
-        known = read_json(file) if file.is_file() else {}
         changes = _changes(known, due)
         if known.get("done") and not changes and result.is_file():
             self._say(name, f"skipped, made before from the same: {result}")
@@ -95,10 +94,14 @@ class Once:
         self._console.print(f"[{self._number}/{self._total}] {name}: {what}", soft_wrap=True)
 
 
-def flags_of(folder: Path, name: str) -> dict[str, Any] | None:
-    """The flags that a step was last taken with; None where it never was."""
-    file = folder / "steps" / f"{name}.json"
-    return read_json(file).get("flags") if file.is_file() else None
+def last_taken(folder: Path, name: str) -> dict[str, Any]:
+    """What is remembered of a step; nothing where it was never taken."""
+    file = _memory(folder, name)
+    return read_json(file) if file.is_file() else {}
+
+
+def _memory(folder: Path, name: str) -> Path:
+    return folder / "steps" / f"{name}.json"
 
 
 def command(

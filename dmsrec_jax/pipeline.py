@@ -19,7 +19,7 @@ from dmsrec_jax.errors import InputError
 from dmsrec_jax.evaluate import evaluate
 from dmsrec_jax.files import read_json, sha256, staged_folder
 from dmsrec_jax.neighbor_methods import METHODS
-from dmsrec_jax.once import Once, command, flags_of
+from dmsrec_jax.once import Once, command, last_taken
 from dmsrec_jax.outcome import FREE
 from dmsrec_jax.recipe import FUSED_FLAGS, check_flags
 from dmsrec_jax.results import check_bootstrap, print_differences, print_results, read_results
@@ -53,7 +53,7 @@ def pipeline(config: PipelineConfig) -> None:
         raise InputError(f"--out {out}: holds {there[0]}, which no pipeline made; give another folder")
     asked = {"engine": config.engine, "model": config.model, "encoder": config.encoder}
     how = asked | {"llm_flags": llm_flags(words)}
-    if flags_of(out, "intents") != how:  # hours of training may come before its turn
+    if last_taken(out, "intents").get("flags") != how:  # hours of training may come before its turn
         folders = data | {"candidates": out / "candidates", "out": out / "intents"}
         command("llm_stage.run", asked | folders, *words, "--check", python=config.llm_python)
     with Once(out, 7, console) as once:

@@ -17,6 +17,7 @@ from dmsrec_jax.files import read_json, sha256
 from dmsrec_jax.metrics import VIEWS, hit_rate
 from dmsrec_jax.recipe import HOW_IT_RUNS, hyper
 from dmsrec_jax.results import dataset_of, is_by_view, is_number, label, read_ranks, read_results, run_names
+from dmsrec_jax.runs import intents_hash
 
 GROUPS = 6
 """Most groups that sessions are put into by their length, or by their target's popularity."""
@@ -188,7 +189,7 @@ def hit_rates(run: JudgedRun, of: Groups, k: int = 20) -> np.ndarray:
 def intents_folder(run: JudgedRun) -> Path | None:
     """The intents a fused run was trained with; None where they have moved or others are in their place."""
     about = Path(run.results["intents"]["path"]) / "meta.json"
-    due = read_json(run.path / "model.json").get("inputs", {}).get("intents") if run.is_trained else None
+    due = intents_hash(read_json(run.path / "model.json")) if run.is_trained else None
     return about.parent if about.is_file() and due in (None, sha256(about)) else None
 
 
@@ -217,7 +218,10 @@ def sweeps(runs: Sequence[JudgedRun]) -> list[Sweep]:
         for at in alike.values():
             if len(at) > 1:
                 places = sorted(at)
-                scores, counts = [_mean(at[place]) for place in places], [len(at[place]) for place in places]
+                scores, counts = (
+                    [_mean([*at[place].values()]) for place in places],
+                    [len(at[place]) for place in places],
+                )
                 found.append(Sweep(name, tuple(settings.values()), places, scores, counts))
     return found
 
@@ -227,6 +231,5 @@ def _setting(config: TrainConfig, key: str) -> Any:
     return hyper(config).align_weight if key == "align_weight" else getattr(config, key)
 
 
-def _mean(scores: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
-    first, *_ = found = [*scores.values()]
-    return {metric: float(np.mean([score[metric] for score in found])) for metric in first}
+def _mean(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {metric: float(np.mean([score[metric] for score in scores])) for metric in scores[0]}

@@ -91,6 +91,12 @@ class Run:
         return self.scorer("test", self.read_intents()).ranks(self.params)
 
 
+def intents_hash(description: Any) -> str | None:
+    """The SHA-256 of the meta.json of a model's intents, from its model.json; None where it is not known."""
+    inputs = description.get("inputs") if isinstance(description, dict) else None
+    return inputs.get("intents") if isinstance(inputs, dict) else None
+
+
 def new_model(
     settings: ModelSettings, item_graph: ItemGraph | Members | None, key: jax.Array, item_text: np.ndarray | None = None
 ) -> tuple[ModelProgram, nnx.State]:
@@ -177,7 +183,7 @@ def load_run(path: Path, dataset: Path | None = None) -> Run:
     nnx.replace_by_pure_dict(params, arrays["params"])
     if "constants" in arrays:
         nnx.replace_by_pure_dict(program.constants, arrays["constants"])
-    return Run(path, settings, opened, program, params, intents, description.get("inputs", {}).get("intents"))
+    return Run(path, settings, opened, program, params, intents, intents_hash(description))
 
 
 def write_config(path: Path, config: Any) -> None:

@@ -24,7 +24,7 @@ from dmsrec_jax.group import train_group
 from dmsrec_jax.metrics import METRICS, by_view
 from dmsrec_jax.outcome import check_same_settings
 from dmsrec_jax.parallel import Devices, split_cpu
-from dmsrec_jax.plan import Member, groups, read_plan
+from dmsrec_jax.plan import OF_ALL, Member, groups, read_plan
 from dmsrec_jax.recipe import Inputs, model_settings, parts, read_artifacts
 from dmsrec_jax.results import dataset_identity, print_results, read_results
 
@@ -32,7 +32,7 @@ SCHEMA_VERSION = 1
 AT_ONCE = {"cpu": 1}
 """Runs that train at once on a device of a platform: a CPU is busy with one, and two want twice the memory."""
 AT_ONCE_ELSEWHERE = 16
-JUDGED_BY = ("protocol", "validation_fraction")
+JUDGED_BY = sorted(OF_ALL - {"dataset"})
 """Settings that all plans of a folder share: its rows stand in one table."""
 
 console = Console(markup=False, highlight=False)
@@ -50,10 +50,11 @@ def sweep(config: SweepConfig) -> None:
         raise InputError(f"--members-at-once {at_once}: at least 1 is due")
     path = members[0].config.dataset
     dataset = SessionDataset.load(path) if path else demo_dataset(Path("datasets"))
+    # Nothing is replaced, and no group trains, before all can be. Sessions are split alike for all.
+    parts(members[0].config, Inputs(dataset, None, None, {}))
     gathered = [(group, read_artifacts(group[0].config, dataset)) for group in groups(members)]
-    for (first, *_), inputs in gathered:  # nothing is replaced, and no group trains, before all can be
-        parts(first.config, inputs)
-        model_settings(first.config, inputs)
+    for group, inputs in gathered:
+        model_settings(group[0].config, inputs)
     summary = open_sweep(config, members, gathered, dataset)
     started = time.perf_counter()
     with locked(config.out):
