@@ -136,7 +136,7 @@ def write_intents(
     """
     if (folder / "meta.json").exists() and not overwrite:
         raise InputError(f"{folder}: holds intents already; give --overwrite to replace them")
-    titles = dataset.titles or [""] * (dataset.n_items + 1)
+    titles = dataset.titles_or_empty
     with staged_files(folder, last="meta.json") as staged:
         arrays = {
             "intent_titles": intents.titles,

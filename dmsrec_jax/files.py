@@ -18,6 +18,9 @@ import numpy as np
 
 from dmsrec_jax.errors import InputError
 
+_OF_MODELS = {".json", ".jinja", ".txt", ".model", ".safetensors", ".bin", ".gguf"}
+_BLOCKS, _BLOCK = 256, 1 << 16
+
 _HOST = re.sub(r"\W", "-", platform.node())
 
 
@@ -235,4 +238,28 @@ def sha256(path: Path) -> str:
                 digest.update(block)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
+    return digest.hexdigest()
+
+
+def sampled_sha256(folder: Path) -> str:
+    """SHA-256 over a model's files: small ones whole, of large ones the size and 256 blocks of 64 KiB spread over them.
+
+    Seconds for weights whose bytes would take minutes; other files, and those of folders below, do not count.
+
+    Raises:
+      InputError: a file cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        for path in sorted(folder.iterdir()):
+            if path.suffix not in _OF_MODELS or not path.is_file():
+                continue
+            size = path.stat().st_size
+            digest.update(f"{path.name}:{size}\n".encode())
+            with path.open("rb") as file:
+                for start in range(0, size, max(_BLOCK, size // _BLOCKS)):
+                    file.seek(start)
+                    digest.update(file.read(_BLOCK))
+    except OSError as error:
+        raise InputError(f"{error.filename or folder}: {error.strerror or error}") from None
     return digest.hexdigest()

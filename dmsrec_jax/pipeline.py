@@ -17,7 +17,7 @@ from dmsrec_jax.data import SessionDataset
 from dmsrec_jax.data.splits import chain_folds
 from dmsrec_jax.errors import InputError
 from dmsrec_jax.evaluate import evaluate
-from dmsrec_jax.files import read_json, sha256, staged_folder
+from dmsrec_jax.files import read_json, sampled_sha256, sha256, staged_folder
 from dmsrec_jax.neighbor_methods import METHODS
 from dmsrec_jax.once import Once, command, last_taken
 from dmsrec_jax.outcome import FREE
@@ -52,7 +52,7 @@ def pipeline(config: PipelineConfig) -> None:
     if not (out / "steps").is_dir() and (there := [name for name in FOLDERS if (out / name).exists()]):
         raise InputError(f"--out {out}: holds {there[0]}, which no pipeline made; give another folder")
     asked = {"engine": config.engine, "model": config.model, "encoder": config.encoder}
-    how = asked | {"llm_flags": llm_flags(words)}
+    how = models(config) | {"engine": config.engine, "llm_flags": llm_flags(words)}
     if last_taken(out, "intents").get("flags") != how:  # hours of training may come before its turn
         folders = data | {"candidates": out / "candidates", "out": out / "intents"}
         command("llm_stage.run", asked | folders, *words, "--check", python=config.llm_python)
@@ -166,13 +166,19 @@ def llm_flags(words: list[str]) -> dict[str, list[str]]:
     return {name: [sha256(Path(v)) if Path(v).is_file() else v for v in values] for name, values in found.items()}
 
 
+def models(config: PipelineConfig) -> dict[str, str | None]:
+    """LLM and encoder by name; a folder by what is in it, for another model may come to lie there."""
+    named = {"model": config.model, "encoder": config.encoder}
+    return {key: sampled_sha256(Path(m)) if m is not None and Path(m).is_dir() else m for key, m in named.items()}
+
+
 def questions(config: PipelineConfig, words: list[str]) -> dict[str, Any]:
     """The settings that answers depend on. An encoder counts for `retrieval` alone."""
     encodes = config.engine == "retrieval"
     free = FREE_OF_ANSWERS - {"pooling"} if encodes else FREE_OF_ANSWERS
     flags = {name: values for name, values in llm_flags(words).items() if name not in free}
-    asked = {"engine": config.engine, "model": config.model, "llm_flags": flags}
-    return asked | ({"encoder": config.encoder} if encodes else {})
+    used = {name: model for name, model in models(config).items() if name != "encoder" or encodes}
+    return used | {"engine": config.engine, "llm_flags": flags}
 
 
 def digest(flags: Mapping[str, Any], inputs: Mapping[str, Path]) -> str:

@@ -192,7 +192,7 @@ def _titled(rows: np.ndarray, items: np.ndarray, dataset: SessionDataset) -> np.
 
 
 def _titles(dataset: SessionDataset) -> np.ndarray:
-    return np.array(dataset.titles or [""] * (dataset.n_items + 1), np.str_)
+    return np.array(dataset.titles_or_empty, np.str_)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -74,7 +74,7 @@ def _shown(run: JudgedRun, role: str) -> Shown:
 
 
 def _example(dataset: SessionDataset, shown: Sequence[Shown], intents: Intents | None, row: int) -> str:
-    titles, target = dataset.titles or [""] * (dataset.n_items + 1), int(dataset.test.targets[row])
+    titles, target = dataset.titles_or_empty, int(dataset.test.targets[row])
 
     def listed(items: Sequence[int]) -> list[tuple[str, bool]]:
         return [(titles[item] or f"item {dataset.item_ids[item]}", item == target) for item in items]

@@ -13,7 +13,7 @@ from dmsrec_jax.data import SessionDataset
 from dmsrec_jax.errors import InputError
 from dmsrec_jax.files import staged_files, write_json
 from llm_stage.config import IntentsConfig
-from llm_stage.encoder import load_encoder, stored
+from llm_stage.encoder import encoder_revision, load_encoder, stored
 from llm_stage.intents import classify, gather, part_of, spread
 from llm_stage.questions import RowSpace
 from llm_stage.report import print_report, summarise, write_figure
@@ -24,6 +24,7 @@ def choices(config: IntentsConfig) -> dict[str, str]:
     """What of the settings shapes the intents, but not the answers."""
     return {
         "encoder": Path(config.encoder).name if Path(config.encoder).is_dir() else config.encoder,
+        "encoder_revision": encoder_revision(config.encoder),
         "pooling": config.pooling,
         "embedding_dtype": config.embedding_dtype,
         "explicit_rule": config.explicit_rule,
@@ -80,8 +81,7 @@ def finish(
     """
     answers = gather(store)
     picks = spread(answers.picks, np.searchsorted(answers.rows, space.asked_by))
-    titles = dataset.titles or [""] * (dataset.n_items + 1)
-    named = classify(picks, space, titles, config.explicit_rule)
+    named = classify(picks, space, dataset.titles_or_empty, config.explicit_rule)
     if not len(named.titles):
         raise InputError(f"{out}: no answer names an item with a title, so there is no intent; see {store.folder}")
     encoder = load_encoder(config.encoder, config.pooling)
@@ -99,12 +99,7 @@ def finish(
         )
         for part, start, stop in (("train", 0, space.n_train), ("test", space.n_train, len(space.targets)))
     }
-    provenance = {
-        "engine_label": label,
-        "answers": dict(identity),
-        **choices(config),
-        "encoder_revision": encoder.revision,
-    }
+    provenance = {"engine_label": label, "answers": dict(identity), **choices(config)}
     write_intents(out, Intents(named.titles, embeddings, **parts), dataset, provenance, overwrite=config.overwrite)
     print_report(report, console)
     console.print(f"intents: {out}", soft_wrap=True)

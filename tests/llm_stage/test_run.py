@@ -77,6 +77,17 @@ def test_another_encoding_of_the_same_answers_asks_nothing(call, faked, tmp_path
     assert contents(out / "answers") == answers
 
 
+def test_an_encoder_with_other_weights_encodes_the_same_answers_anew(call, refused, flags, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    call("--out", out)
+    answers = contents(out / "answers")
+    monkeypatch.setattr("llm_stage.finish.encoder_revision", lambda name: "2")
+    assert 'encoder_revision "1", not "2"' in refused(main, *flags, "--out", out)
+    call("--out", out, "--overwrite")
+    assert json.loads((out / "meta.json").read_text())["provenance"]["encoder_revision"] == "2"
+    assert contents(out / "answers") == answers
+
+
 def test_the_time_left_is_not_told_from_the_first_batch(call, monkeypatch, tmp_path, capsys):
     """With it a model is loaded: ten minutes here, then one batch each half a minute."""
     clock = iter([0.0, *(600.0 + 30 * n for n in range(1000))])
