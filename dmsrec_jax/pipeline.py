@@ -29,6 +29,10 @@ FOLDERS = ("plain", "candidates", "intents", "fused", "neighbors", "report")
 OF_SPEED = {"batch-size", "concurrency", "gpu-memory-utilization", "retries", "tensor-parallel", "timeout", "base-url"}
 FREE_OF_ANSWERS = OF_SPEED | {"pooling", "embedding-dtype", "explicit-rule"}
 """Flags of `llm_stage.run` that no LLM's answer depends on: how fast it comes, and what is made of it."""
+OWN = {"dataset", "candidates", "out", "engine", "model", "encoder"}
+"""Those that a pipeline gives itself, from its own flags."""
+PARTIAL = {"shard", "limit", "check", "dry-run", "help"}
+"""Those that end without the intents of all sessions."""
 
 
 def pipeline(config: PipelineConfig) -> None:
@@ -145,12 +149,18 @@ def llm_words(config: PipelineConfig) -> list[str]:
     """The words of --llm-flags.
 
     Raises:
-      InputError: a quotation has no end.
+      InputError: a quotation has no end, or a flag has no place in a pipeline.
     """
     try:
-        return shlex.split(config.llm_flags)
+        words = shlex.split(config.llm_flags)
     except ValueError as error:
         raise InputError(f"--llm-flags {config.llm_flags}: {error}") from None
+    for name in llm_flags(words):
+        if name in OWN:
+            raise InputError(f"--llm-flags {config.llm_flags}: --{name} comes from the pipeline's own flags")
+        if name in PARTIAL:
+            raise InputError(f"--llm-flags {config.llm_flags}: --{name} ends without the intents of all sessions")
+    return words
 
 
 def llm_flags(words: list[str]) -> dict[str, list[str]]:

@@ -147,6 +147,8 @@ def test_bad_input_is_told_before_any_step(tiny, tmp_path, refused):
     assert "--llm-python" in refused(main, *flags, "--dataset", tiny.path, "--llm-python", tmp_path / "python")
     for flag, value in (("--k", 31), ("--bootstrap", 1), ("--cross-fit", 1), ("--llm-flags", "--prompt 'x")):
         assert f"{flag} {value}" in refused(main, *flags, "--dataset", tiny.path, f"{flag}={value}")
+    for words in ("--limit 5", "--shard=1/2", "--decode free --dry_run", "--encoder other", "--out elsewhere"):
+        assert f"--llm-flags {words}: --" in refused(main, *flags, "--dataset", tiny.path, f"--llm-flags={words}")
     for flag, value, told in (
         ("--encoder", tmp_path / "none", "none: no such folder"),
         ("--llm-flags", "--max-intent 3", "Unrecognized options: --max-intent"),
