@@ -56,7 +56,7 @@ class RunConfig(IntentsConfig, DataConfig):
     decode: Literal["structured", "free", "score"] = "structured"
     """structured: numbers of candidates, enforced. free: titles, matched. score: likelihood of each candidate."""
     prompt: Path | None = None
-    """Prompt template; by default configs/prompts/<decode>.txt."""
+    """Prompt template; by default llm_stage/templates/<decode>.txt."""
     max_intents: int = 5
     """Intents per session at most (structured, score)."""
     max_new_tokens: int | None = None

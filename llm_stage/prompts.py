@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from dmsrec_jax.errors import InputError
 
-FOLDER = Path(__file__).parents[1] / "configs/prompts"
+FOLDER = Path(__file__).with_name("templates")
 SEPARATOR = "=== user ==="
 HARMLESS = str.maketrans("<>[]{}", "‹›()()")
 """Chat templates mark turns with <|im_end|>, [INST], <start_of_turn> …: no title can write such a mark."""

@@ -3,10 +3,13 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from llm_stage.prompts import FOLDER, read_template
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "dmsrec_jax"
@@ -177,3 +180,10 @@ def test_no_file_unpickles_or_evaluates():
                 assert node.value.value is False, path
             if isinstance(node, ast.keyword) and node.arg == "weights_only":
                 assert ast.unparse(node.value) == "True", path
+
+
+def test_an_installed_package_has_the_files_it_reads():
+    packaged = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    found = {path for package, globs in packaged.items() for glob in globs for path in (ROOT / package).glob(glob)}
+    assert {*FOLDER.glob("*.txt"), PACKAGE / "published.json"} <= found
+    assert len({read_template(None, decode) for decode in ("structured", "free", "score")}) == 3
