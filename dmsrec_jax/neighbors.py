@@ -40,6 +40,9 @@ def neighbors(config: NeighborsConfig, console: Console | None = None) -> None:
     if unknown or not config.methods:
         raise InputError(f"--methods {' '.join(unknown)}: known are {', '.join(METHODS)}")
     check_no_file(config.out, "--out ")
+    for name in config.methods:
+        if (config.out / name / "model.json").exists():
+            raise InputError(f"--out {config.out}: {name} holds a model; remove it yourself")
     dataset = SessionDataset.load(config.dataset)
     _, valid, earlier = validation_split(dataset, config.validation_fraction)
     results: dict[str, Any] = {}

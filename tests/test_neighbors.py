@@ -85,6 +85,19 @@ def test_bad_input_is_one_line_and_exit_code_2(flags, named, demo, runs, capsys)
     assert {path.name for path in runs.iterdir()} == set(METHODS)
 
 
+def test_a_model_is_never_replaced(demo, tmp_path, refused):
+    for name in ("model.json", "results.json"):
+        (tmp_path / "pop").mkdir(exist_ok=True)
+        (tmp_path / "pop" / name).write_text("{}")
+    flags = ("--dataset", demo.path, "--out", tmp_path, "--methods", "pop", "--overwrite")
+
+    def main(argv: list[str]) -> None:
+        run(neighbors, NeighborsConfig, argv, prog="neighbors")
+
+    assert "pop holds a model" in refused(main, *flags)
+    assert (tmp_path / "pop/model.json").exists()
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "hit_rate", "mrr"),
     [
