@@ -75,6 +75,8 @@ def staged_folder(path: Path, *, marker: str, overwrite: bool = False) -> Iterat
         a folder of this kind is known.
     """
     check_replaceable(path, marker=marker, overwrite=overwrite)
+    if path.is_symlink():  # the link stays, what it points at is replaced
+        path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(path)
     staged = Path(tempfile.mkdtemp(prefix=_prefix(path), dir=path.parent))

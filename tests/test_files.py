@@ -41,6 +41,23 @@ def test_overwrite_replaces_folders_of_its_kind_only(tmp_path: Path):
     assert [path.name for path in out.iterdir()] == ["b"]
 
 
+@pytest.mark.parametrize("there", ["nothing", "an empty folder", "a whole folder"])
+def test_a_link_stays_and_what_it_points_at_is_replaced(tmp_path: Path, there):
+    disk, link = tmp_path / "disk", tmp_path / "link"
+    disk.mkdir()
+    link.symlink_to(disk / "out")
+    if there != "nothing":
+        (disk / "out").mkdir()
+    if there == "a whole folder":
+        (disk / "out/a").touch()
+    with staged_folder(link, marker="a", overwrite=True) as staged:
+        (staged / "b").touch()
+    assert link.is_symlink()
+    assert [path.name for path in link.iterdir()] == ["b"]
+    assert list(disk.iterdir()) == [disk / "out"]
+    assert set(tmp_path.iterdir()) == {disk, link}
+
+
 WRITE = """
 import sys, time
 from dataclasses import dataclass
