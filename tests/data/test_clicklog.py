@@ -151,6 +151,8 @@ def test_parquet_of_any_type(tmp_path):
         "int": pl.Series(seconds),
         "float": pl.Series(seconds, dtype=pl.Float64),
         "text": pl.Series(map(str, seconds)),
+        "dictionary": pl.Series(map(str, seconds)).cast(pl.Categorical),
+        "bytes": pl.Series(map(str, seconds)).cast(pl.Binary),
         "us": pl.from_epoch(pl.Series(seconds), "s").cast(pl.Datetime("us", "Europe/Berlin")),
         "ns": pl.from_epoch(pl.Series(seconds), "s").cast(pl.Datetime("ns")),
     }
