@@ -54,6 +54,12 @@ def test_by_hand(tmp_path):
     )
 
 
+def test_ids_that_differ_in_their_last_character_alone_keep_their_clicks(tmp_path):
+    prepared = read_log(config(tmp_path, LOG.replace(",a,", ",a\0,").replace(",b,", ",a,")))
+    assert prepared.item_ids == ["a", "a\0", "c"]
+    assert rows(prepared.sessions) == [[1, 2, 3], [1, 2], [1, 3]]
+
+
 def test_options(tmp_path):
     assert rows(read_log(config(tmp_path, augment_prefixes=True)).train) == [[2], [2, 1], [2], [2]]
     longer = read_log(config(tmp_path, min_session_len=3, min_item_count=1, test_fraction=0.5, text=LOG + LONGER))
