@@ -38,7 +38,7 @@ def build(config: RunConfig, dataset: SessionDataset) -> Engine:
     """The engine that `RunConfig` describes; the endpoint is met with the first batch.
 
     Raises:
-      InputError: the address is none.
+      InputError: the address is none, or the key.
     """
     return llm_engine(OpenAIModel(config), config, dataset)
 
@@ -60,7 +60,9 @@ class OpenAIModel:
         self.batch_size = 4 * config.concurrency
         # Not the address: an endpoint may move while the job goes on.
         self.identity: dict[str, Any] = {"engine": "openai", "model": config.model, "revision": config.revision}
-        self.key = os.environ.get(KEY, "")
+        self.key = os.environ.get(KEY, "").strip()  # files and secret stores end it with a line break
+        if not (self.key.isascii() and self.key.isprintable()):  # refused here: the client's error would show it
+            raise InputError(f"{KEY}: holds characters that no key has")
         self.client = httpx.Client(
             timeout=config.timeout,
             limits=httpx.Limits(max_connections=config.concurrency),

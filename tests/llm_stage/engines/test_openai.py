@@ -146,6 +146,17 @@ def test_refusals_are_not_repeated_and_the_key_is_never_shown(catalogue, serve, 
     assert "sk-secret" not in str(engine(catalogue, server).identity)
 
 
+def test_a_key_is_stripped_and_one_that_no_header_takes_is_refused_unseen(catalogue, serve, monkeypatch):
+    server = serve(lambda path, body, count: said("[1]"))
+    monkeypatch.setenv("OPENAI_API_KEY", " sk-secret\r\n")
+    engine(catalogue, server).answer(questions(1))
+    assert server.headers[0]["Authorization"] == "Bearer sk-secret"
+    for key in ("sk-\nsecret", "sk-sécret"):
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+        with pytest.raises(InputError, match="^OPENAI_API_KEY: holds characters that no key has$"):
+            engine(catalogue, server)
+
+
 def test_prompts_that_do_not_fit_become_empty_answers(catalogue, serve):
     says = {"error": {"message": "This model's maximum context length is 8 tokens"}}
     answers = engine(catalogue, serve(lambda path, body, count: (400, says))).answer(questions(2))
