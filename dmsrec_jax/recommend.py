@@ -186,8 +186,9 @@ def _power_of_two(n: int) -> int:
 def split(session: str, recommender: Recommender) -> list[str]:
     """The names in a session where ';' separates them; they may hold one, too: the longest that is known counts."""
     parts, names = session.split(";"), []
+    widest = 1 + max(name.count(";") for name in (*recommender.item_ids, *(recommender.titles or [])))
     while parts:
-        tried = [(n, ";".join(parts[:n]).strip()) for n in range(len(parts), 0, -1)]
+        tried = [(n, ";".join(parts[:n]).strip()) for n in range(min(widest, len(parts)), 0, -1)]
         n, name = next((one for one in tried if recommender.named(one[1])), tried[-1])
         names.append(name)
         parts = parts[n:]

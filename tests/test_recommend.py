@@ -95,6 +95,15 @@ def test_names_may_hold_what_separates_them(trained: Path, session, names):
     assert split(session, recommender) == names
 
 
+def test_a_long_session_takes_a_few_look_ups_a_click(trained: Path, monkeypatch):
+    recommender = Recommender.load(trained)
+    recommender.titles = ["", "a; b; c", *recommender.titles[2:]]
+    asked, named = [], recommender.named
+    monkeypatch.setattr(recommender, "named", lambda name: asked.append(name) or named(name))
+    assert split("raw-5;a; b; c;" * 50, recommender) == ["raw-5", "a; b; c"] * 50
+    assert len(asked) <= 3 * 200
+
+
 @pytest.mark.parametrize(
     ("click", "complaint"),
     [
