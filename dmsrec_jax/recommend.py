@@ -1,6 +1,7 @@
 """``python -m dmsrec_jax.recommend`` and `Recommender`: the next clicks of sessions that nobody prepared."""
 
 import sys
+import unicodedata
 from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -195,6 +196,11 @@ def split(session: str, recommender: Recommender) -> list[str]:
     return [name for name in names if name]
 
 
+def _one_line(text: str) -> str:
+    """Without line breaks and other control characters: a terminal would do what they say."""
+    return "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text)
+
+
 def _without_intents(run: Path, view: str) -> str | None:
     """What to know of a run that had intents whenever it was trained, and has none here; None of other runs."""
     settings = cli.read_yaml(run / "config.yaml") if (run / "config.yaml").is_file() else {}
@@ -229,7 +235,7 @@ def recommend(config: RecommendConfig) -> None:
     for rank, (item, score) in enumerate(zip(items[0].tolist(), scores[0].tolist(), strict=True), start=1):
         title = recommender.titles[item] if recommender.titles else ""
         new = ["new" if item > recommender.n_known else ""] if config.new_items else []
-        table.add_row(str(rank), recommender.item_ids[item], title, f"{score:.3f}", *new)
+        table.add_row(str(rank), _one_line(recommender.item_ids[item]), _one_line(title), f"{score:.3f}", *new)
     Console(markup=False, highlight=False).print(table)
 
 

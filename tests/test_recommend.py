@@ -138,6 +138,19 @@ def test_command_prints_titles_and_scores(trained: Path, capsys):
         assert f"{score:.3f}" in out
 
 
+def test_command_prints_no_control_characters(trained: Path, monkeypatch, capsys):
+    load = Recommender.load
+
+    def with_odd_titles(*folders):
+        recommender = load(*folders)
+        recommender.titles = ["a\x1b[31mb\nc\u2028d"] * len(recommender.item_ids)
+        return recommender
+
+    monkeypatch.setattr(Recommender, "load", with_odd_titles)
+    main(["--run", str(trained), "--session", "raw-5", "--k", "3"])
+    assert capsys.readouterr().out.count("a [31mb c d") == 3
+
+
 @pytest.mark.parametrize(
     ("session", "complaint"),
     [
