@@ -71,10 +71,12 @@ def staged_folder(path: Path, *, marker: str, overwrite: bool = False) -> Iterat
     """Yields a temporary folder beside ``path``; on success it becomes ``path``, on failure it is removed.
 
     Raises:
-      InputError: ``path`` exists and is not empty, and ``overwrite`` is false or it lacks ``marker``, the file by which
-        a folder of this kind is known.
+      InputError: ``path`` exists and is not empty, before or after the work, and ``overwrite`` is false or it lacks
+        ``marker``, the file by which a folder of this kind is known.
     """
     check_replaceable(path, marker=marker, overwrite=overwrite)
+    if path.is_symlink():  # the link stays, what it points at is replaced
+        path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(path)
     staged = Path(tempfile.mkdtemp(prefix=_prefix(path), dir=path.parent))
@@ -83,6 +85,7 @@ def staged_folder(path: Path, *, marker: str, overwrite: bool = False) -> Iterat
         for file in staged.rglob("*"):
             if file.is_file():
                 _sync(file)
+        check_replaceable(path, marker=marker, overwrite=overwrite)  # another process may have been faster
         staged.chmod(0o755)
         if path.is_dir():
             retired = Path(tempfile.mkdtemp(prefix=f"{_prefix(path)}old.", dir=path.parent))

@@ -1,6 +1,7 @@
 """``python -m dmsrec_jax.recommend`` and `Recommender`: the next clicks of sessions that nobody prepared."""
 
 import sys
+import unicodedata
 from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -186,12 +187,18 @@ def _power_of_two(n: int) -> int:
 def split(session: str, recommender: Recommender) -> list[str]:
     """The names in a session where ';' separates them; they may hold one, too: the longest that is known counts."""
     parts, names = session.split(";"), []
+    widest = 1 + max(name.count(";") for name in (*recommender.item_ids, *(recommender.titles or [])))
     while parts:
-        tried = [(n, ";".join(parts[:n]).strip()) for n in range(len(parts), 0, -1)]
+        tried = [(n, ";".join(parts[:n]).strip()) for n in range(min(widest, len(parts)), 0, -1)]
         n, name = next((one for one in tried if recommender.named(one[1])), tried[-1])
         names.append(name)
         parts = parts[n:]
     return [name for name in names if name]
+
+
+def _one_line(text: str) -> str:
+    """Without line breaks and other control characters: a terminal would do what they say."""
+    return "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text)
 
 
 def _without_intents(run: Path, view: str) -> str | None:
@@ -228,7 +235,7 @@ def recommend(config: RecommendConfig) -> None:
     for rank, (item, score) in enumerate(zip(items[0].tolist(), scores[0].tolist(), strict=True), start=1):
         title = recommender.titles[item] if recommender.titles else ""
         new = ["new" if item > recommender.n_known else ""] if config.new_items else []
-        table.add_row(str(rank), recommender.item_ids[item], title, f"{score:.3f}", *new)
+        table.add_row(str(rank), _one_line(recommender.item_ids[item]), _one_line(title), f"{score:.3f}", *new)
     Console(markup=False, highlight=False).print(table)
 
 

@@ -11,7 +11,7 @@ from dmsrec_jax.errors import InputError
 from llm_stage.config import RunConfig
 from llm_stage.engines.base import Answer, Engine, Questions
 from llm_stage.engines.language_model import Continuations, Generation, LanguageModel, NumberList
-from llm_stage.parse import Named, match_titles, parse_numbers, title_keys
+from llm_stage.parse import Named, match_titles, parse_numbers, title_keys, without_thoughts
 from llm_stage.prompts import (
     Chat,
     clean,
@@ -126,7 +126,7 @@ class _Chatting(_Decoder, ABC):
 
     def _read(self, generation: Generation, text: str, question: Question, title_chars: int) -> Answer:
         tokens = (generation.prompt_tokens, generation.cached_tokens, generation.output_tokens)
-        named = self.named(text, question, title_chars)
+        named = self.named(without_thoughts(text), question, title_chars)
         return Answer(named.picks, text, named.invalid, named.duplicates, *tokens)
 
 

@@ -190,8 +190,10 @@ def _load(name: str, folder: Path) -> tuple[Any, Any]:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-        model = transformers.AutoModel.from_pretrained(folder, dtype="float32", use_safetensors=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        model = transformers.AutoModel.from_pretrained(
+            folder, dtype="float32", use_safetensors=True, trust_remote_code=False
+        )
     except Exception as error:  # whatever the parsers of config, tokenizer and weights raise
         raise InputError(f"--encoder {name}: not a model transformers can load: {error}") from None
     if not hasattr(model.config, "hidden_size") or model.config.is_encoder_decoder:

@@ -17,6 +17,11 @@ class Named(NamedTuple):
     duplicates: int
 
 
+def without_thoughts(text: str) -> str:
+    """What a reasoning model says after ``</think>``; nothing where it was cut off before: thoughts are no answer."""
+    return text.rpartition("</think>")[2].partition("<think>")[0]
+
+
 def parse_numbers(text: str, largest: int) -> Named:
     """Reads the first JSON list of numbers, ``[3, 12]``; numbers from 1 to ``largest`` count.
 

@@ -41,6 +41,37 @@ def test_overwrite_replaces_folders_of_its_kind_only(tmp_path: Path):
     assert [path.name for path in out.iterdir()] == ["b"]
 
 
+def test_what_came_meanwhile_is_not_replaced(tmp_path: Path):
+    out = tmp_path / "out"
+
+    def write_both(staged: Path) -> None:
+        out.mkdir()
+        for folder in (staged, out):
+            (folder / "a").write_text(folder.name)
+
+    with pytest.raises(InputError, match=r"out: exists already"), staged_folder(out, marker="a") as staged:
+        write_both(staged)
+    assert (out / "a").read_text() == "out"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize("there", ["nothing", "an empty folder", "a whole folder"])
+def test_a_link_stays_and_what_it_points_at_is_replaced(tmp_path: Path, there):
+    disk, link = tmp_path / "disk", tmp_path / "link"
+    disk.mkdir()
+    link.symlink_to(disk / "out")
+    if there != "nothing":
+        (disk / "out").mkdir()
+    if there == "a whole folder":
+        (disk / "out/a").touch()
+    with staged_folder(link, marker="a", overwrite=True) as staged:
+        (staged / "b").touch()
+    assert link.is_symlink()
+    assert [path.name for path in link.iterdir()] == ["b"]
+    assert list(disk.iterdir()) == [disk / "out"]
+    assert set(tmp_path.iterdir()) == {disk, link}
+
+
 WRITE = """
 import sys, time
 from dataclasses import dataclass

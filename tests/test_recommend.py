@@ -95,6 +95,15 @@ def test_names_may_hold_what_separates_them(trained: Path, session, names):
     assert split(session, recommender) == names
 
 
+def test_a_long_session_takes_a_few_look_ups_a_click(trained: Path, monkeypatch):
+    recommender = Recommender.load(trained)
+    recommender.titles = ["", "a; b; c", *recommender.titles[2:]]
+    asked, named = [], recommender.named
+    monkeypatch.setattr(recommender, "named", lambda name: asked.append(name) or named(name))
+    assert split("raw-5;a; b; c;" * 50, recommender) == ["raw-5", "a; b; c"] * 50
+    assert len(asked) <= 3 * 200
+
+
 @pytest.mark.parametrize(
     ("click", "complaint"),
     [
@@ -127,6 +136,19 @@ def test_command_prints_titles_and_scores(trained: Path, capsys):
     for item, score in zip(items[0].tolist(), scores[0].tolist(), strict=True):
         assert f"raw-{item}" in out
         assert f"{score:.3f}" in out
+
+
+def test_command_prints_no_control_characters(trained: Path, monkeypatch, capsys):
+    load = Recommender.load
+
+    def with_odd_titles(*folders):
+        recommender = load(*folders)
+        recommender.titles = ["a\x1b[31mb\nc\u2028d"] * len(recommender.item_ids)
+        return recommender
+
+    monkeypatch.setattr(Recommender, "load", with_odd_titles)
+    main(["--run", str(trained), "--session", "raw-5", "--k", "3"])
+    assert capsys.readouterr().out.count("a [31mb c d") == 3
 
 
 @pytest.mark.parametrize(

@@ -233,6 +233,8 @@ def _microseconds(log: pl.LazyFrame, name: str, dtype: pl.DataType) -> tuple[pl.
     5138), one below 1e14 in milliseconds (from 1973).
     """
     column = pl.col(name)
+    if dtype in (pl.Categorical, pl.Enum, pl.Binary):  # text, as some programs keep it
+        column, dtype = column.cast(pl.String), pl.String()
     if dtype == pl.Date or dtype == pl.Datetime:
         column = column.cast(pl.Datetime("us")) if dtype == pl.Date else column
         return column.dt.epoch("us"), pl.lit(False)

@@ -88,7 +88,8 @@ def build(
     codes = np.unique(train.items)
     item_ids = names(codes)
     rank = np.empty(len(codes), np.int32)
-    rank[np.argsort(np.array(item_ids))] = np.arange(1, len(codes) + 1)
+    # Not as an array of text, where each id takes the room of the longest.
+    rank[sorted(range(len(codes)), key=item_ids.__getitem__)] = np.arange(1, len(codes) + 1)
     item_of = np.zeros(max(int(train.items.max()), int(test.items.max())) + 1, np.int32)
     item_of[codes] = rank
     train = Sessions(item_of[train.items], train.offsets)

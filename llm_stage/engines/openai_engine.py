@@ -38,7 +38,7 @@ def build(config: RunConfig, dataset: SessionDataset) -> Engine:
     """The engine that `RunConfig` describes; the endpoint is met with the first batch.
 
     Raises:
-      InputError: the address is none.
+      InputError: the address is none, or the key.
     """
     return llm_engine(OpenAIModel(config), config, dataset)
 
@@ -60,7 +60,9 @@ class OpenAIModel:
         self.batch_size = 4 * config.concurrency
         # Not the address: an endpoint may move while the job goes on.
         self.identity: dict[str, Any] = {"engine": "openai", "model": config.model, "revision": config.revision}
-        self.key = os.environ.get(KEY, "")
+        self.key = os.environ.get(KEY, "").strip()  # files and secret stores end it with a line break
+        if not (self.key.isascii() and self.key.isprintable()):  # refused here: the client's error would show it
+            raise InputError(f"{KEY}: holds characters that no key has")
         self.client = httpx.Client(
             timeout=config.timeout,
             limits=httpx.Limits(max_connections=config.concurrency),
@@ -83,11 +85,9 @@ class OpenAIModel:
                 schema = {"name": "intents", "strict": True, "schema": grammars[row].schema}
                 body["response_format"] = {"type": "json_schema", "json_schema": schema}
             try:
-                reply = self._post("chat/completions", body, stop)
+                return self._post("chat/completions", body, _generation, stop)
             except TooLongError:
                 return Generation(None)
-            text = _first(reply, "chat/completions").get("message", {}).get("content") or ""
-            return Generation(text, *_usage(reply))
 
         return self._at_once(ask, range(len(chats)))
 
@@ -98,20 +98,16 @@ class OpenAIModel:
             prompts = [one.prefix, *(one.prefix + text for text in one.texts)]
             try:
                 body = {"prompt": prompts, "max_tokens": 0, "echo": True, "logprobs": 1, "temperature": 0}
-                reply = self._post("completions", body, stop)
+                found, usage = self._post("completions", body, _log_probabilities, stop)
             except TooLongError:
                 return Likelihoods(None)
-            sums = np.full(len(prompts), np.nan)
-            for choice in reply.get("choices", []):
-                logprobs = (choice.get("logprobs") or {}).get("token_logprobs") or []
-                if len(logprobs) > 1:  # the first token has none
-                    sums[choice["index"]] = sum(logprobs[1:])
+            sums = np.array([found.get(n, np.nan) for n in range(len(prompts))])
             if np.isnan(sums).any():
                 raise InputError(
                     f"--base-url {self.url}: gives no log-probabilities of prompts (completions with echo), which "
                     "--decode score needs; vllm serve does"
                 )
-            return Likelihoods(sums[1:] - sums[0], *_usage(reply)[:2])
+            return Likelihoods(sums[1:] - sums[0], *usage[:2])
 
         return self._at_once(ask, batch)
 
@@ -127,8 +123,8 @@ class OpenAIModel:
                 pool.shutdown(cancel_futures=True)
                 raise
 
-    def _post(self, path: str, body: dict[str, Any], stop: threading.Event) -> dict[str, Any]:
-        """A reply's JSON, after as many tries as it takes.
+    def _post(self, path: str, body: dict[str, Any], read: Callable[[Any], R], stop: threading.Event) -> R:
+        """What ``read`` finds in a reply's JSON, after as many tries as it takes.
 
         Raises:
           InputError: the endpoint is dead, or refuses.
@@ -139,15 +135,15 @@ class OpenAIModel:
             wait = 0.0
             try:
                 response = self.client.post(f"{self.url}/{path}", json={"model": self.name, **body})
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 problem = f"{type(error).__name__}: {error}"
             else:
                 problem = f"{response.status_code}: {_reason(response)}"
                 if response.status_code == 200:
                     try:
-                        return _object(response.json())
-                    except ValueError:
-                        problem = "200 without a JSON object"
+                        return read(response.json())
+                    except (ValueError, AttributeError, LookupError, TypeError):
+                        problem = "200 without what the protocol has in it"
                 elif response.status_code not in BUSY and response.status_code < 500:
                     if response.status_code in {400, 413, 422} and _says_too_long(problem):
                         raise TooLongError
@@ -180,24 +176,28 @@ def _says_too_long(problem: str) -> bool:
     return "context" in text and ("length" in text or "window" in text or "size" in text)
 
 
-def _object(reply: Any) -> dict[str, Any]:
-    if not isinstance(reply, dict):
-        raise ValueError
-    return reply
+def _generation(reply: Any) -> Generation:
+    text = reply["choices"][0]["message"].get("content")
+    if not isinstance(text, str | None):
+        raise TypeError
+    return Generation(text or "", *_usage(reply))
 
 
-def _first(reply: dict[str, Any], path: str) -> dict[str, Any]:
-    choices = reply.get("choices")
-    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        raise InputError(f"{path}: the endpoint's reply has no choices")
-    return choices[0]
+def _log_probabilities(reply: Any) -> tuple[dict[int, float], tuple[int, int, int]]:
+    """Of each prompt that has them the sum over its tokens, and `_usage`."""
+    sums = {}
+    for choice in reply["choices"]:
+        logprobs = (choice.get("logprobs") or {}).get("token_logprobs") or []
+        if len(logprobs) > 1:  # the first token has none
+            sums[choice["index"]] = float(sum(logprobs[1:]))
+    return sums, _usage(reply)
 
 
 def _usage(reply: dict[str, Any]) -> tuple[int, int, int]:
     """Prompt, cached and output tokens."""
     usage = reply.get("usage") or {}
     cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
-    return usage.get("prompt_tokens") or 0, cached or 0, usage.get("completion_tokens") or 0
+    return int(usage.get("prompt_tokens") or 0), int(cached or 0), int(usage.get("completion_tokens") or 0)
 
 
 def _seconds(text: str | None) -> float:

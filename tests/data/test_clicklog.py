@@ -54,6 +54,12 @@ def test_by_hand(tmp_path):
     )
 
 
+def test_ids_that_differ_in_their_last_character_alone_keep_their_clicks(tmp_path):
+    prepared = read_log(config(tmp_path, LOG.replace(",a,", ",a\0,").replace(",b,", ",a,")))
+    assert prepared.item_ids == ["a", "a\0", "c"]
+    assert rows(prepared.sessions) == [[1, 2, 3], [1, 2], [1, 3]]
+
+
 def test_options(tmp_path):
     assert rows(read_log(config(tmp_path, augment_prefixes=True)).train) == [[2], [2, 1], [2], [2]]
     longer = read_log(config(tmp_path, min_session_len=3, min_item_count=1, test_fraction=0.5, text=LOG + LONGER))
@@ -151,6 +157,8 @@ def test_parquet_of_any_type(tmp_path):
         "int": pl.Series(seconds),
         "float": pl.Series(seconds, dtype=pl.Float64),
         "text": pl.Series(map(str, seconds)),
+        "dictionary": pl.Series(map(str, seconds)).cast(pl.Categorical),
+        "bytes": pl.Series(map(str, seconds)).cast(pl.Binary),
         "us": pl.from_epoch(pl.Series(seconds), "s").cast(pl.Datetime("us", "Europe/Berlin")),
         "ns": pl.from_epoch(pl.Series(seconds), "s").cast(pl.Datetime("ns")),
     }

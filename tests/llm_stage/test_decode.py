@@ -130,6 +130,21 @@ def test_whatever_a_model_says_only_known_items_are_picked(dataset, decode, text
         assert len(set(answer.picks)) == len(answer.picks)
 
 
+@pytest.mark.parametrize("decode", ["structured", "free"])
+def test_thoughts_are_no_answer(dataset, decode):
+    asked = questions()
+    listed = [i for i in asked.candidates[0].tolist() if i != 6]
+    thought, said = (
+        ("Or [1]?", "[2]") if decode == "structured" else (f"Or\n{TITLES[listed[0] - 1]}", TITLES[listed[1] - 1])
+    )
+    begun, due = f"<think>{thought}\n", (listed[1],)
+    for text, picks in ((f"{begun}</think>\n{said}", due), (f"{thought}\n</think>{said}", due), (begun, ())):
+        engine = llm_engine(Scripted(text), settings(dataset, "vllm", decode=decode), dataset)
+        answer = engine.answer(asked)[0]
+        assert answer.picks == picks
+        assert answer.text == text
+
+
 def test_structured_numbers_are_candidates_with_a_title(dataset):
     model = Scripted("[1, 3, 2, 4, 5, 6]")
     engine = llm_engine(model, settings(dataset, "vllm", max_intents=5), dataset)

@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -91,6 +92,19 @@ def test_what_float16_cannot_hold_is_an_error(bert):
     assert stored(np.array([[1e-3, 6e4]]), "float16", encoder).dtype == np.float16
     with pytest.raises(InputError, match="--embedding-dtype float32"):
         stored(np.array([[1e-3, 7e4]]), "float16", encoder)
+
+
+def test_code_in_an_encoders_folder_never_runs(bert, tmp_path, monkeypatch):
+    folder = tmp_path / "with-code"
+    shutil.copytree(bert, folder)
+    config = json.loads((bert / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModel": "own.Model"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # transformers asks where nobody told it
+    with pytest.raises(InputError, match="not a model transformers can load"):
+        Encoder(str(folder), "masked")
+    assert not (tmp_path / "ran").exists()
 
 
 def test_folders_without_safetensors_are_refused(bert, tmp_path):

@@ -111,10 +111,12 @@ def test_answers_stay_in_order_however_late_they_come(catalogue, serve):
 
 def test_busy_endpoints_are_asked_again(catalogue, serve):
     bad = [(429, {}), (503, b"<html>"), None, (500, {"error": "x"}), (200, b"no json"), (200, [])]
+    bad += [(200, {"choices": [choice]}) for choice in ({}, {"message": None}, {"message": {"content": [{}]}})]
+    bad += [(200, said("[1]")[1] | {"usage": "none"})]
     server = serve(lambda path, body, count: bad[count - 1] if count <= len(bad) else said("[1]"))
-    answers = engine(catalogue, server, retries=6).answer(questions(1))
+    answers = engine(catalogue, server, retries=len(bad)).answer(questions(1))
     assert answers[0].picks == (questions(1).candidates[0][0],)
-    assert len(server.requests) == 7
+    assert len(server.requests) == len(bad) + 1
 
 
 def test_a_dead_endpoint_is_one_line(catalogue, serve):
@@ -144,6 +146,17 @@ def test_refusals_are_not_repeated_and_the_key_is_never_shown(catalogue, serve, 
     assert len(server.requests) == 1
     assert server.headers[0]["Authorization"] == "Bearer sk-secret"
     assert "sk-secret" not in str(engine(catalogue, server).identity)
+
+
+def test_a_key_is_stripped_and_one_that_no_header_takes_is_refused_unseen(catalogue, serve, monkeypatch):
+    server = serve(lambda path, body, count: said("[1]"))
+    monkeypatch.setenv("OPENAI_API_KEY", " sk-secret\r\n")
+    engine(catalogue, server).answer(questions(1))
+    assert server.headers[0]["Authorization"] == "Bearer sk-secret"
+    for key in ("sk-\nsecret", "sk-sécret"):
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+        with pytest.raises(InputError, match=r"^OPENAI_API_KEY: holds characters that no key has$"):
+            engine(catalogue, server)
 
 
 def test_prompts_that_do_not_fit_become_empty_answers(catalogue, serve):
