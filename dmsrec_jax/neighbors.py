@@ -39,8 +39,9 @@ def neighbors(config: NeighborsConfig, console: Console | None = None) -> None:
     unknown = [name for name in config.methods if name not in METHODS]
     if unknown or not config.methods:
         raise InputError(f"--methods {' '.join(unknown)}: known are {', '.join(METHODS)}")
+    methods = list(dict.fromkeys(config.methods))
     check_no_file(config.out, "--out ")
-    for name in config.methods:
+    for name in methods:
         if (config.out / name / "model.json").exists():
             raise InputError(f"--out {config.out}: {name} holds a model; remove it yourself")
     dataset = SessionDataset.load(config.dataset)
@@ -49,9 +50,9 @@ def neighbors(config: NeighborsConfig, console: Console | None = None) -> None:
     with ExitStack() as stack, Progress(*_PROGRESS, console=console) as progress:
         runs = [
             stack.enter_context(staged_folder(config.out / name, marker="results.json", overwrite=config.overwrite))
-            for name in config.methods
+            for name in methods
         ]
-        for name, run_folder in zip(config.methods, runs, strict=True):
+        for name, run_folder in zip(methods, runs, strict=True):
             method = METHODS[name]
             trials = [dict(zip(method.grid, values, strict=True)) for values in product(*method.grid.values())]
             task = progress.add_task(name, total=len(trials) * len(valid) + len(dataset.test))

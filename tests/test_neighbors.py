@@ -98,6 +98,12 @@ def test_a_model_is_never_replaced(demo, tmp_path, refused):
     assert (tmp_path / "pop/model.json").exists()
 
 
+def test_a_method_named_twice_counts_once(demo, tmp_path):
+    flags = ("--dataset", str(demo.path), "--out", str(tmp_path), "--methods", "pop", "pop")
+    run(neighbors, NeighborsConfig, flags, prog="neighbors")
+    assert [path.name for path in tmp_path.iterdir()] == ["pop"]
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "hit_rate", "mrr"),
     [
