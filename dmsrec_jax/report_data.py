@@ -115,6 +115,8 @@ def read_runs(config: ReportConfig) -> tuple[SessionDataset, list[JudgedRun]]:
         raise InputError("RUNS: at least one run folder is due")
     dataset, runs = None, []
     for path, name in zip(config.runs, run_names(config.runs), strict=True):
+        if (path / "model.json").is_file() and not (path / "results.json").is_file():
+            raise InputError(f"{path}: has no results yet; python -m dmsrec_jax.evaluate --run {path} makes them")
         results = read_results(path)
         if dataset is None:
             dataset = SessionDataset.load(config.dataset or Path(results["dataset"]["path"]))

@@ -260,6 +260,10 @@ def test_references_alone_and_bad_input(runs: dict[str, Path], tiny: SessionData
     assert "Example sessions" not in text
     assert "Differences" not in text
     assert "nowhere" in refused(main, tmp_path / "nowhere", "--out", tmp_path / "out")
+    (tmp_path / "imported").mkdir()
+    write_json(tmp_path / "imported/model.json", {})
+    line = refused(main, tmp_path / "imported", "--out", tmp_path / "out")
+    assert f"evaluate --run {tmp_path / 'imported'} makes them" in line
     assert "--bootstrap 1" in refused(main, runs["pop"], "--out", tmp_path / "out", "--bootstrap", 1)
     assert "--seed -1: at least 0" in refused(main, runs["pop"], "--out", tmp_path / "out", "--seed", -1)
     ranks = np.ones((len(tiny.test), 2), np.int32)
