@@ -139,10 +139,11 @@ def fused_ranks(lists: Sequence[np.ndarray], targets: np.ndarray, rows: np.ndarr
 
 def fuse(lists: Sequence[np.ndarray]) -> np.ndarray:
     """Σ 1 / (K + rank) of several runs' scores [B, n_items + 1]: float64 of the same shape; column 0 (padding) is 0."""
-    fused = np.zeros(lists[0].shape)
-    for scores in lists:
-        fused[:, 1:] += 1 / (K + rankdata(-scores[:, 1:], method="max", axis=1))
-    return fused
+    shares = np.zeros((len(lists), *lists[0].shape))
+    for of_run, scores in zip(shares, lists, strict=True):
+        of_run[:, 1:] = 1 / (K + rankdata(-scores[:, 1:], method="max", axis=1))
+    shares.sort(axis=0)  # three sum to another number in another order: items whose places change runs are a tie
+    return shares.sum(axis=0)
 
 
 def smoothed(scores: np.ndarray) -> np.ndarray:

@@ -74,6 +74,12 @@ def test_ties_share_their_worst_rank():
     np.testing.assert_allclose(fused, [[0, *(1 / (K + places)).sum(1)]])
 
 
+def test_places_that_change_runs_are_a_tie():
+    """1 / 61 + 1 / 62 + 1 / 67 is another number in floats where 1 / 67 is added before 1 / 62."""
+    fused = fuse([-np.array([[0.0, *places, 3, 4, 5, 6]]) for places in ([1, 2, 7], [2, 7, 1], [7, 1, 2])])
+    assert len(set(fused[0, 1:4].tolist())) == 1
+
+
 def test_fusion_by_hand():
     """Against a plain loop, with seen items taken out of the lists before they are ranked."""
     rng = np.random.default_rng(0)
