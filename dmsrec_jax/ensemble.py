@@ -120,10 +120,11 @@ def pooled_ranks(
     ranks = [np.zeros((len(part), 2), np.int32) for _ in weights]
     for batch in _batches(part, sources, what, console):
         pairs = zip(sources, batch.lists, strict=True)
-        of_runs = np.stack([source.log_probabilities(scores[:, 1:]) for source, scores in pairs])
+        of_runs = [source.log_probabilities(scores[:, 1:]) for source, scores in pairs]
         pooled = np.zeros(batch.lists[0].shape, np.float32)
         for of_weights, chosen in zip(ranks, weights, strict=True):
-            pooled[:, 1:] = np.tensordot(np.asarray(chosen, np.float32), of_runs, axes=1)
+            # Not a matrix product, which adds up alike columns differently, by their place: ties would be none.
+            pooled[:, 1:] = sum(weight * of_run for weight, of_run in zip(chosen, of_runs, strict=True))
             of_weights[batch.sessions] = rank_targets(pooled, batch.targets, batch.rows, batch.seen)
     return ranks
 

@@ -9,12 +9,13 @@ from rich.console import Console
 
 from dmsrec_jax.cli import run
 from dmsrec_jax.config import EvaluateConfig, NeighborsConfig
-from dmsrec_jax.data import SessionDataset
+from dmsrec_jax.data import SessionDataset, Split
 from dmsrec_jax.data.samples import last_clicks
 from dmsrec_jax.data.write import Prepared, write_dataset
 from dmsrec_jax.ensemble import (
     UNIFORM,
     K,
+    Source,
     all_weights,
     fuse,
     fused_ranks,
@@ -137,6 +138,16 @@ def test_weights_share_out_tenths():
     assert all_weights(2) == [(tenths / 10, (10 - tenths) / 10) for tenths in range(11)]
     assert len(set(all_weights(3))) == 66
     assert all(sum(weights) == pytest.approx(1.0) for weights in all_weights(3))
+
+
+def test_what_all_runs_tie_the_pool_ties():
+    """Wherever in the catalogue it stands, and however many runs there are."""
+    n, n_items = 13, 1535
+    part = Split(np.ones(n, np.int32), np.arange(n + 1), np.arange(2, n + 2, dtype=np.int32), np.arange(n))
+    levels = np.random.default_rng(0).normal(size=4).astype(np.float32)
+    sources = [Source(lambda _, x=x: np.full((n, n_items + 1), x), lambda scores: scores) for x in levels]
+    ranks = pooled_ranks(part, sources, all_weights(4))
+    assert all((of_weights == [n_items, n_items - 1]).all() for of_weights in ranks)
 
 
 def test_pool_by_hand(tiny: SessionDataset, model: Path, rules: Path, fused: Path):
