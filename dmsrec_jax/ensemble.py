@@ -120,10 +120,11 @@ def pooled_ranks(
     ranks = [np.zeros((len(part), 2), np.int32) for _ in weights]
     for batch in _batches(part, sources, what, console):
         pairs = zip(sources, batch.lists, strict=True)
-        of_runs = np.stack([source.log_probabilities(scores[:, 1:]) for source, scores in pairs])
+        of_runs = [source.log_probabilities(scores[:, 1:]) for source, scores in pairs]
         pooled = np.zeros(batch.lists[0].shape, np.float32)
         for of_weights, chosen in zip(ranks, weights, strict=True):
-            pooled[:, 1:] = np.tensordot(np.asarray(chosen, np.float32), of_runs, axes=1)
+            # Not a matrix product, which adds up alike columns differently, by their place: ties would be none.
+            pooled[:, 1:] = sum(weight * of_run for weight, of_run in zip(chosen, of_runs, strict=True))
             of_weights[batch.sessions] = rank_targets(pooled, batch.targets, batch.rows, batch.seen)
     return ranks
 
@@ -139,10 +140,11 @@ def fused_ranks(lists: Sequence[np.ndarray], targets: np.ndarray, rows: np.ndarr
 
 def fuse(lists: Sequence[np.ndarray]) -> np.ndarray:
     """Σ 1 / (K + rank) of several runs' scores [B, n_items + 1]: float64 of the same shape; column 0 (padding) is 0."""
-    fused = np.zeros(lists[0].shape)
-    for scores in lists:
-        fused[:, 1:] += 1 / (K + rankdata(-scores[:, 1:], method="max", axis=1))
-    return fused
+    shares = np.zeros((len(lists), *lists[0].shape))
+    for of_run, scores in zip(shares, lists, strict=True):
+        of_run[:, 1:] = 1 / (K + rankdata(-scores[:, 1:], method="max", axis=1))
+    shares.sort(axis=0)  # three sum to another number in another order: items whose places change runs are a tie
+    return shares.sum(axis=0)
 
 
 def smoothed(scores: np.ndarray) -> np.ndarray:

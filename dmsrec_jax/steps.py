@@ -79,7 +79,7 @@ def train_steps(
       axis: name of the device axis under `jax.pmap`; gradients are then summed over all devices' sessions.
 
     Returns:
-      The state after the last step, and each step's mean cross-entropy.
+      The state after the last step, and each step's loss, eq. (15).
     """
     lr = learning_rate(state.hyper, epoch)
 

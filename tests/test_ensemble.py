@@ -9,12 +9,13 @@ from rich.console import Console
 
 from dmsrec_jax.cli import run
 from dmsrec_jax.config import EvaluateConfig, NeighborsConfig
-from dmsrec_jax.data import SessionDataset
+from dmsrec_jax.data import SessionDataset, Split
 from dmsrec_jax.data.samples import last_clicks
 from dmsrec_jax.data.write import Prepared, write_dataset
 from dmsrec_jax.ensemble import (
     UNIFORM,
     K,
+    Source,
     all_weights,
     fuse,
     fused_ranks,
@@ -74,6 +75,12 @@ def test_ties_share_their_worst_rank():
     np.testing.assert_allclose(fused, [[0, *(1 / (K + places)).sum(1)]])
 
 
+def test_places_that_change_runs_are_a_tie():
+    """1 / 61 + 1 / 62 + 1 / 67 is another number in floats where 1 / 67 is added before 1 / 62."""
+    fused = fuse([-np.array([[0.0, *places, 3, 4, 5, 6]]) for places in ([1, 2, 7], [2, 7, 1], [7, 1, 2])])
+    assert len(set(fused[0, 1:4].tolist())) == 1
+
+
 def test_fusion_by_hand():
     """Against a plain loop, with seen items taken out of the lists before they are ranked."""
     rng = np.random.default_rng(0)
@@ -131,6 +138,16 @@ def test_weights_share_out_tenths():
     assert all_weights(2) == [(tenths / 10, (10 - tenths) / 10) for tenths in range(11)]
     assert len(set(all_weights(3))) == 66
     assert all(sum(weights) == pytest.approx(1.0) for weights in all_weights(3))
+
+
+def test_what_all_runs_tie_the_pool_ties():
+    """Wherever in the catalogue it stands, and however many runs there are."""
+    n, n_items = 13, 1535
+    part = Split(np.ones(n, np.int32), np.arange(n + 1), np.arange(2, n + 2, dtype=np.int32), np.arange(n))
+    levels = np.random.default_rng(0).normal(size=4).astype(np.float32)
+    sources = [Source(lambda _, x=x: np.full((n, n_items + 1), x), lambda scores: scores) for x in levels]
+    ranks = pooled_ranks(part, sources, all_weights(4))
+    assert all((of_weights == [n_items, n_items - 1]).all() for of_weights in ranks)
 
 
 def test_pool_by_hand(tiny: SessionDataset, model: Path, rules: Path, fused: Path):

@@ -204,7 +204,9 @@ def padded_tokens(batch: SessionBatch, width: int) -> Tokens:
     """
     n, dummy = batch.n_sessions, len(batch.node_session) - 1
     means = jnp.arange(n) * (width + 1)
-    at = batch.click_session * (width + 1) + batch.click_position + 1  # out of range and so dropped: the dummy graph's
+    at = batch.click_session * (width + 1) + batch.click_position + 1
+    # Out of range and so dropped: the dummy graph's, and what a session has before its last ``width`` clicks.
+    at = jnp.where(batch.click_position < width, at, n * (width + 1))
     first = batch.graph.nodes == 1
     repeats = batch.node_clicks.astype(jnp.int32) + first
     of_mean = 1 + batch.sum_sessions(first * (repeats - 1), batch.node_session)

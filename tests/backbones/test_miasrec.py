@@ -125,6 +125,16 @@ def test_padding_beyond_the_longest_session_keeps_sessions_apart(tiny):
     np.testing.assert_allclose(alone[0, 1:], together[4, 1:], atol=1e-4)
 
 
+def test_a_session_longer_than_the_padding_leaves_the_others_alone():
+    """An imported table of positions may be longer than the padding."""
+    built = model(released_padding=LENGTH - 3)
+    together = scores(built, batch())
+    assert (SESSIONS.lengths > LENGTH - 3).any()
+    for row in range(N):
+        alone = scores(built, batch([row] + [N] * (N - 1)))
+        np.testing.assert_allclose(alone[0, 1:], together[row, 1:], atol=1e-4)
+
+
 def test_the_original_with_the_same_entmax():
     """Its maximum falls no lower than 0, its mean is unweighted, and item 1 is counted once more: else the same.
 
