@@ -48,7 +48,7 @@ class Encoder:
         self.pooling = pooling
         self.tokenizer, self.model = _load(name, folder)
         config = self.model.config
-        self.revision = encoder_revision(name)
+        self.revision = _hash(folder)
         self.d_text = int(config.hidden_size)
         # Models of the RoBERTa family have two positions more than they can take.
         room = min(self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", 512) - 2)
@@ -134,15 +134,12 @@ def find_encoder(name: str) -> Path:
 
 
 def encoder_revision(name: str) -> str:
-    """One SHA-256 over the files that make an encoder's vectors.
+    """`Encoder.revision` of an encoder that need not be loaded for it.
 
     Raises:
       InputError: see `find_encoder`.
     """
-    folder = find_encoder(name)
-    names = ("config.json", "tokenizer.json", "vocab.txt")
-    files = [folder / name for name in names if (folder / name).is_file()] + sorted(folder.glob("*.safetensors"))
-    return hashlib.sha256("".join(f"{file.name}:{sha256(file)}\n" for file in files).encode()).hexdigest()
+    return _hash(find_encoder(name))
 
 
 def encode_catalogue(encoder: Encoder, titles: Sequence[str], progress: Callable[[int], None]) -> np.ndarray:
@@ -199,3 +196,10 @@ def _load(name: str, folder: Path) -> tuple[Any, Any]:
     if not hasattr(model.config, "hidden_size") or model.config.is_encoder_decoder:
         raise InputError(f"--encoder {name}: a {model.config.model_type} model, not of the BERT family")
     return tokenizer, model.eval()
+
+
+def _hash(folder: Path) -> str:
+    """One SHA-256 over the files that make the vectors."""
+    names = ("config.json", "tokenizer.json", "vocab.txt")
+    files = [folder / name for name in names if (folder / name).is_file()] + sorted(folder.glob("*.safetensors"))
+    return hashlib.sha256("".join(f"{file.name}:{sha256(file)}\n" for file in files).encode()).hexdigest()

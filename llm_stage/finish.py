@@ -20,11 +20,11 @@ from llm_stage.report import print_report, summarise, write_figure
 from llm_stage.store import AnswerStore, differing, read_object
 
 
-def choices(config: IntentsConfig) -> dict[str, str]:
-    """What of the settings shapes the intents, but not the answers."""
+def choices(config: IntentsConfig, revision: str) -> dict[str, str]:
+    """What of the settings, and of the encoder's revision, shapes the intents, but not the answers."""
     return {
         "encoder": Path(config.encoder).name if Path(config.encoder).is_dir() else config.encoder,
-        "encoder_revision": encoder_revision(config.encoder),
+        "encoder_revision": revision,
         "pooling": config.pooling,
         "embedding_dtype": config.embedding_dtype,
         "explicit_rule": config.explicit_rule,
@@ -43,7 +43,7 @@ def is_finished(out: Path, config: IntentsConfig, identity: Mapping[str, Any]) -
     made = read_object(out / "meta.json").get("provenance")
     if not isinstance(made, dict):
         raise InputError(f"{out / 'meta.json'}: a provenance is due")
-    here = {"answers": dict(identity), **choices(config)}
+    here = {"answers": dict(identity), **choices(config, encoder_revision(config.encoder))}
     there = {key: made.get(key) for key in here}
     if differences := differing(there, here):
         key, old, new = differences[0]
@@ -99,7 +99,7 @@ def finish(
         )
         for part, start, stop in (("train", 0, space.n_train), ("test", space.n_train, len(space.targets)))
     }
-    provenance = {"engine_label": label, "answers": dict(identity), **choices(config)}
+    provenance = {"engine_label": label, "answers": dict(identity), **choices(config, encoder.revision)}
     write_intents(out, Intents(named.titles, embeddings, **parts), dataset, provenance, overwrite=config.overwrite)
     print_report(report, console)
     console.print(f"intents: {out}", soft_wrap=True)

@@ -43,7 +43,7 @@ def build(config: RunConfig, dataset: SessionDataset) -> FakeEngine:
 class HashEncoder:
     """Each title's vector comes from its SHA-256."""
 
-    name, pooling, encoded = "hash", "masked", 0
+    name, pooling, revision, encoded = "hash", "masked", "1", 0
     d_text = 8
 
     def encode(self, titles: Sequence[str], progress: Callable[[int], None] = lambda _: None) -> np.ndarray:
@@ -57,4 +57,4 @@ def install(set_attribute: Callable[[Any, str, Any], None] = setattr) -> None:
     for module in (run, merge):
         set_attribute(module, "find_encoder", lambda name: None)
     set_attribute(finish, "load_encoder", lambda name, pooling: HashEncoder())
-    set_attribute(finish, "encoder_revision", lambda name: "1")
+    set_attribute(finish, "encoder_revision", lambda name: HashEncoder.revision)

@@ -11,6 +11,7 @@ from llm_stage.merge import main as merge
 from llm_stage.questions import row_space
 from llm_stage.run import main
 from tests.conftest import write_tiny
+from tests.llm_stage import fakes
 from tests.llm_stage.conftest import contents, write_random_candidates
 
 
@@ -81,7 +82,7 @@ def test_an_encoder_with_other_weights_encodes_the_same_answers_anew(call, refus
     out = tmp_path / "out"
     call("--out", out)
     answers = contents(out / "answers")
-    monkeypatch.setattr("llm_stage.finish.encoder_revision", lambda name: "2")
+    monkeypatch.setattr(fakes.HashEncoder, "revision", "2")
     assert 'encoder_revision "1", not "2"' in refused(main, *flags, "--out", out)
     call("--out", out, "--overwrite")
     assert json.loads((out / "meta.json").read_text())["provenance"]["encoder_revision"] == "2"
