@@ -14,6 +14,7 @@ from dmsrec_jax.files import check_replaceable, read_json, staged_folder
 from dmsrec_jax.metrics import by_view, summarise
 from dmsrec_jax.results import (
     check_bootstrap,
+    check_no_model,
     dataset_identity,
     dataset_of,
     differences,
@@ -57,8 +58,7 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> None:
             if path.resolve().is_relative_to(config.out.resolve()):
                 raise InputError(f"--out {config.out}: would replace {path}, which is to be fused")
         check_replaceable(config.out, marker="results.json", overwrite=config.overwrite)
-        if (config.out / "model.json").exists():
-            raise InputError(f"--out {config.out}: holds a model; remove it yourself")
+        check_no_model(config.out, f"--out {config.out}:")
     about = _about(config.run)
     judged = _judge(config.run, about, SessionDataset.load(config.dataset or Path(about["dataset"]["path"])), config)
     dataset = judged.dataset

@@ -20,7 +20,7 @@ from dmsrec_jax.errors import InputError
 from dmsrec_jax.files import check_no_file, staged_folder
 from dmsrec_jax.metrics import rank_targets, summarise
 from dmsrec_jax.neighbor_methods import METHODS, Scorer
-from dmsrec_jax.results import dataset_identity, print_results, write_ranks, write_results
+from dmsrec_jax.results import check_no_model, dataset_identity, print_results, write_ranks, write_results
 
 BATCH = 128
 """Sessions scored at a time."""
@@ -42,8 +42,7 @@ def neighbors(config: NeighborsConfig, console: Console | None = None) -> None:
     methods = list(dict.fromkeys(config.methods))
     check_no_file(config.out, "--out ")
     for name in methods:
-        if (config.out / name / "model.json").exists():
-            raise InputError(f"--out {config.out}: {name} holds a model; remove it yourself")
+        check_no_model(config.out / name, f"--out {config.out}: {name}")
     dataset = SessionDataset.load(config.dataset)
     _, valid, earlier = validation_split(dataset, config.validation_fraction)
     results: dict[str, Any] = {}

@@ -155,6 +155,16 @@ def percent(ranks: np.ndarray) -> np.ndarray:
     return 100 * contributions(ranks)
 
 
+def check_no_model(run: Path, named: str) -> None:
+    """Refuses to replace a model by results; ``named`` leads the message.
+
+    Raises:
+      InputError: the folder holds one.
+    """
+    if (run / "model.json").exists():
+        raise InputError(f"{named} holds a model; remove it yourself")
+
+
 def check_bootstrap(config: EvaluateConfig | ReportConfig | PipelineConfig) -> None:
     """Refuses numbers that no bootstrap can be made with."""
     if config.bootstrap < 2:
