@@ -6,6 +6,7 @@ click transitions. What a batch leaves of its budget belongs to one dummy graph,
 those `jraph.segment_softmax` gives NaN gradients).
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +20,9 @@ from dmsrec_jax.data.dataset import Sessions, Split
 segment_max = jraph.segment_max
 segment_softmax = jraph.segment_softmax
 segment_sum = jraph.segment_sum
+
+SIMILAR = 0.6
+"""Sessions share a rectangle while their longest length exceeds that share of its width."""
 
 
 class IntentRows(NamedTuple):
@@ -87,6 +91,18 @@ class Budget(NamedTuple):
     edges: int
     clicks: int
     intents: int = 0
+    lengths: tuple[int, ...] = ()
+    """Most clicks of a batch's longest session, of its second longest, and so on; empty: as ``clicks`` allows."""
+
+
+class Rectangle(NamedTuple):
+    """Some sessions of a packed batch, of similar length, side by side: for what compares all clicks of a session."""
+
+    session: Int[Array, "rows"]
+    click: Int[Array, "rows width"]
+    """Places in ``click_node``, a session's oldest click first."""
+    real: Bool[Array, "rows width"]
+    """Whether the session has that click; ``click`` is any place where not."""
 
 
 class Transitions(NamedTuple):
@@ -114,6 +130,8 @@ class SessionBatch(NamedTuple):
     """Clicks per session; 0 where the batch is not full."""
     last_node: Int[Array, "B"]
     target: Int[Array, "B"]
+    rectangles: tuple[Rectangle, ...]
+    """Each session in one of them, padding in none."""
     intents: BatchIntents | None = None
 
     @property
@@ -246,8 +264,33 @@ def pack(graphs: SessionGraphs, sessions: Int[Array, "B"], budget: Budget) -> Se
         length=length,
         last_node=jnp.where(length > 0, click_node[last], budget.nodes - 1),
         target=graphs.targets[sessions],
+        rectangles=_rectangles(length, click_start[:-1], budget),
         intents=None if graphs.intents is None else _pack_intents(graphs.intents, sessions, budget.intents),
     )
+
+
+def rectangle_sizes(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """(rows, width) of rectangles for sessions of at most these lengths, longest first: wasting little, yet few."""
+    sizes: list[tuple[int, int]] = []
+    for length in lengths:
+        rows, width = sizes[-1] if sizes else (0, length)
+        if length < SIMILAR * width:
+            sizes.append((1, length))
+        else:
+            sizes[-1:] = [(rows + 1, width)]
+    return sizes
+
+
+def _rectangles(length: Int[Array, "B"], start: Int[Array, "B"], budget: Budget) -> tuple[Rectangle, ...]:
+    longest_first = jnp.argsort(-length)
+    found, taken = [], 0
+    for rows, width in rectangle_sizes(budget.lengths or [budget.clicks // i for i in range(1, len(length) + 1)]):
+        session = longest_first[taken : taken + rows]
+        taken += rows
+        place = jnp.arange(width)
+        click = jnp.minimum(start[session, None] + place, budget.clicks - 1)
+        found.append(Rectangle(session, click, place < length[session, None]))
+    return tuple(found)
 
 
 def _pack_intents(intents: IntentRows, sessions: Int[Array, "B"], total: int) -> BatchIntents:

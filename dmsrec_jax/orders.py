@@ -69,7 +69,8 @@ def batch_budget(
       parts: rows of the sessions that batches are drawn from, each part for itself.
     """
     budgets = [_part_budget(graphs, sessions, steps, devices, part) for part in parts]
-    return Budget(*map(max, zip(*budgets, strict=True)))
+    *sizes, lengths = zip(*budgets, strict=True)
+    return Budget(*map(max, sizes))._replace(lengths=tuple(map(max, zip(*lengths, strict=True))))
 
 
 def _part_budget(graphs: SessionGraphs, sessions: int, steps: int, devices: int, rows: np.ndarray | slice) -> Budget:
@@ -78,17 +79,19 @@ def _part_budget(graphs: SessionGraphs, sessions: int, steps: int, devices: int,
     # Sessions of equal length change places between epochs: each stratum may hold any of its lengths.
     last_alike = np.searchsorted(lengths[by_length], lengths[by_length], side="right") - 1
 
-    def largest(sizes: np.ndarray) -> int:
+    def largest(sizes: np.ndarray) -> np.ndarray:
+        """Most of each stratum, shortest sessions first, [sessions per device, devices]."""
         bound = np.maximum.accumulate(sizes[by_length])[last_alike]
         strata = np.append(np.zeros(sessions * steps - len(bound), np.int64), bound).reshape(sessions, steps).max(1)
-        return int(strata.reshape(-1, devices).sum(0).max())
+        return strata.reshape(-1, devices)
 
-    nodes, edges, clicks = (
-        largest(np.diff(o)[:-1][rows]) for o in (graphs.node_offsets, graphs.edge_offsets, graphs.click_offsets)
-    )
-    intents = 0 if graphs.intents is None else largest(np.diff(graphs.intents.offsets[::2])[:-1][rows])
+    def most(offsets: np.ndarray) -> int:
+        return int(largest(np.diff(offsets)[:-1][rows]).sum(0).max())
+
+    nodes, edges, clicks = map(most, (graphs.node_offsets, graphs.edge_offsets, graphs.click_offsets))
+    intents = 0 if graphs.intents is None else most(graphs.intents.offsets[::2])
     fixed = sessions // devices, _round_up(nodes + 1), _round_up(max(edges, 1)), _round_up(clicks)
-    return Budget(*fixed, _round_up(intents))
+    return Budget(*fixed, _round_up(intents), tuple(largest(lengths).max(1)[::-1].tolist()))
 
 
 def _round_up(size: int, multiple: int = 16) -> int:

@@ -141,7 +141,9 @@ class Recommender:
         graphs = build_graphs(read)
         # Sizes in powers of two: a live service compiles a handful of programs, not one per batch.
         clicks = _power_of_two(len(graphs.click_nodes) + 1)
-        budget = Budget(_power_of_two(len(rows)), clicks, clicks, clicks)
+        n, longest = _power_of_two(len(rows)), self._run.settings.n_positions
+        lengths = tuple(min(longest, clicks // i) for i in range(1, n + 1))
+        budget = Budget(n, clicks, clicks, clicks, lengths=lengths)
         device_graphs = jax.tree.map(jnp.asarray, pad_graphs(graphs, budget))
         order = jnp.arange(budget.sessions, dtype=jnp.int32)[None]
         program, params = self._program, self._params

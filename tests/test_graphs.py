@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dmsrec_jax.data import Sessions
-from dmsrec_jax.graphs import build_graphs, pack, pad_graphs
-from dmsrec_jax.orders import batch_budget
+from dmsrec_jax.graphs import build_graphs, pack, pad_graphs, rectangle_sizes
+from dmsrec_jax.orders import batch_budget, fixed_order
 
 
 def random_sessions(n: int, seed: int, longest: int = 9, n_items: int = 6) -> Sessions:
@@ -84,6 +84,31 @@ def test_packed_batch_holds_its_sessions():
             assert set(pairs) == transitions
     counts = np.asarray(batch.node_clicks)[np.asarray(batch.node_session) == 0]
     assert counts.tolist() == np.unique(sessions[4], return_counts=True)[1].tolist()
+
+
+def test_rectangles_hold_each_click_once():
+    sessions = random_sessions(30, seed=2, longest=30)
+    graphs = build_graphs(sessions)
+    chosen = fixed_order(graphs, 8)[1]
+    known = batch_budget(graphs, 8, 4)
+    for budget in (known, known._replace(lengths=()), known._replace(lengths=(30,) * 8)):
+        batch = pack(jax.tree.map(jnp.asarray, graphs), jnp.asarray(chosen), budget)
+        owners = np.concatenate([rectangle.session for rectangle in batch.rectangles])
+        assert sorted(owners) == list(range(8))
+        for rectangle in batch.rectangles:
+            for session, click, real in zip(*map(np.asarray, rectangle), strict=True):
+                assert click[real].tolist() == np.flatnonzero(np.asarray(batch.click_session) == session).tolist()
+                assert click.max() < budget.clicks
+
+
+def test_rectangles_are_few_and_waste_little():
+    lengths = [139, 60, 50, 40, 33, *[20] * 5, *[9] * 20, *[2] * 40, *[0] * 30]
+    sizes = rectangle_sizes(lengths)
+    assert sum(rows for rows, _ in sizes) == len(lengths)
+    widths = np.repeat([width for _, width in sizes], [rows for rows, _ in sizes])
+    assert (widths >= lengths).all()
+    assert len(sizes) < 8
+    assert (widths.astype(int) ** 2).sum() < 1.5 * (np.array(lengths) ** 2).sum()
 
 
 def test_no_index_leaves_the_batch_and_padding_stays_with_the_dummy_graph():

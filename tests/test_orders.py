@@ -30,6 +30,8 @@ def test_orders_hold_each_session_once_within_the_budget(n, sessions, devices):
             for name, size in sizes.items():
                 room = getattr(budget, name) - (name == "nodes")
                 assert size[order[:, device::devices]].sum(1).max() <= room, name
+            longest_first = -np.sort(-sizes["clicks"][order[:, device::devices]], axis=1)
+            assert (longest_first <= budget.lengths).all()
         seen.add(order.tobytes())
     assert n == 1 or len(seen) == 5
     fixed = fixed_order(graphs, sessions)
@@ -48,7 +50,9 @@ def test_a_budget_of_parts_is_enough_for_each():
         assert sorted(fixed[fixed < 60].tolist()) == sorted(rows.tolist())
         own = np.append(rows, 60)[np.asarray(stratified_order(jax.random.key(0), data.lengths[rows], 4, steps))]
         for order in (fixed, own):
-            assert np.append(data.lengths, 0)[order].sum(1).max() <= budget.clicks
+            lengths = np.append(data.lengths, 0)[order]
+            assert lengths.sum(1).max() <= budget.clicks
+            assert (-np.sort(-lengths, axis=1) <= budget.lengths).all()
     assert budget.clicks > batch_budget(graphs, 4, steps, parts=parts[1:2]).clicks
 
 

@@ -80,6 +80,8 @@ class Tokens(NamedTuple):
     """How often the session holds the item; 0 for padding."""
     means: Int[Array, "sessions"]
     """Where the means are."""
+    rectangles: tuple[tuple[Int[Array, "rows width"], Bool[Array, "rows width"]], ...]
+    """Tokens whose rows are whole sessions, and which may be attended to; a row's rest is out of range."""
 
 
 class Votes(NamedTuple):
@@ -102,12 +104,12 @@ class Layer(nnx.Module):
         self.attention_norm, self.forward_norm = _layer_norm(d, rngs), _layer_norm(d, rngs)
 
     def __call__(
-        self, x: Float[Array, "tokens d"], tokens: Tokens, longest: int, rate: Rate, key: PRNGKeyArray | None
+        self, x: Float[Array, "tokens d"], tokens: Tokens, rate: Rate, key: PRNGKeyArray | None
     ) -> Float[Array, "tokens d"]:
-        """New token vectors; sessions have at most ``longest`` tokens."""
+        """New token vectors."""
         keys, heads = split_key(key, 3), head_count(HEADS, x.shape[1])
-        query, of_keys, value = (of(x).reshape(len(x), heads, -1) for of in (self.query, self.key, self.value))
-        mixed = attend(query, of_keys, value, tokens, longest, rate, keys[0]).reshape(x.shape)  # eq. (R3)
+        of_all = jnp.stack([of(x) for of in (self.query, self.key, self.value)], axis=1)
+        mixed = attend(of_all.reshape(len(x), 3, heads, -1), tokens, rate, keys[0]).reshape(x.shape)  # eq. (R3)
         a = self.attention_norm(x + dropout(self.attended(mixed), rate, keys[1]))  # eq. (R4)
         forward = self.w_2(jax.nn.gelu(self.w_1(a), approximate=False))
         return self.forward_norm(a + dropout(forward, rate, keys[2]))  # eq. (R5)
@@ -146,7 +148,7 @@ class MiaSRec(Backbone):
             x, repeats = (jnp.where(real, rows, jax.lax.stop_gradient(rows)) for rows in (x, repeats))
         u = dropout(self.norm(x + self.positions[tokens.place] + repeats), rate, keys[1])  # eq. (R1), (R2)
         for layer, own in ((self.first, keys[2]), (self.second, keys[3])):
-            u = layer(u, tokens, len(self.positions[...]), rate, own)
+            u = layer(u, tokens, rate, own)
         gate = jax.nn.sigmoid(self.highway(jnp.concatenate([x, u], axis=1)))
         z = gate * x + (1.0 - gate) * u  # eq. (R6)
         matters, weights = self.select(z, tokens, batch)
@@ -194,7 +196,14 @@ def packed_tokens(batch: SessionBatch) -> Tokens:
     repeats = batch.node_clicks[batch.click_node].astype(jnp.int32)
     places = batch.click_position + 1
     session = token(jnp.arange(n + 1), batch.click_session)
-    return Tokens(session, token(dummy, batch.click_node), token(0, places), token(1, repeats), means)
+    rectangles = tuple(
+        (
+            jnp.column_stack([means[own], jnp.where(real, at[click], len(session))]),
+            jnp.pad(real, ((0, 0), (1, 0)), constant_values=True),
+        )
+        for own, click, real in batch.rectangles
+    )
+    return Tokens(session, token(dummy, batch.click_node), token(0, places), token(1, repeats), means, rectangles)
 
 
 def padded_tokens(batch: SessionBatch, width: int) -> Tokens:
@@ -216,41 +225,26 @@ def padded_tokens(batch: SessionBatch, width: int) -> Tokens:
 
     session, place = jnp.divmod(jnp.arange(n * (width + 1)), width + 1)
     node = token(dummy, dummy, batch.click_node)
-    return Tokens(session, node, place, token(0, of_mean, repeats[batch.click_node]), means)
+    of_tokens = token(0, of_mean, repeats[batch.click_node])
+    whole = jnp.arange(n * (width + 1)).reshape(n, width + 1)
+    return Tokens(session, node, place, of_tokens, means, ((whole, of_tokens[whole] > 0),))
 
 
 def attend(
-    query: Float[Array, "tokens heads c"],
-    keys: Float[Array, "tokens heads c"],
-    values: Float[Array, "tokens heads c"],
-    tokens: Tokens,
-    longest: int,
-    rate: Rate,
-    key: PRNGKeyArray | None,
+    of_all: Float[Array, "tokens 3 heads c"], tokens: Tokens, rate: Rate, key: PRNGKeyArray | None
 ) -> Float[Array, "tokens heads c"]:
-    """What each token attends to among its session's, padding left out.
+    """What each token attends to among its session's: queries, keys and values in, padding left out.
 
-    A session of at most ``longest`` tokens lies in one block of as many tokens or in two: blocks meet their neighbours
-    only, and memory grows with the tokens, not with their square.
+    Sessions are compared in rectangles of similar ones: work and memory grow with the clicks times their own session's,
+    not with the longest session's.
     """
-    n = len(query)
-    size = min(longest, n)
-    blocks = -(-n // size)
-    near = sorted({i % blocks for i in (-1, 0, 1)})
-
-    def cut(rows: Array, filling: int = 0) -> Array:
-        padding = ((0, blocks * size - n), *((0, 0),) * (rows.ndim - 1))
-        return jnp.pad(rows, padding, constant_values=filling).reshape(blocks, size, *rows.shape[1:])
-
-    def around(rows: Array) -> Array:
-        return jnp.concatenate([jnp.roll(rows, -i, axis=0) for i in near], axis=1)
-
-    asking = cut(tokens.session, -1)
-    asked = around(cut(jnp.where(tokens.repeats > 0, tokens.session, -1), -2))
-    logits = jnp.einsum("bqhc,bkhc->bhqk", cut(query), around(cut(keys))) * query.shape[2] ** -0.5
-    logits = jnp.where(asking[:, None, :, None] == asked[:, None, None, :], logits, LOW)
-    weights = dropout(jax.nn.softmax(logits), rate, key)
-    return jnp.einsum("bhqk,bkhc->bqhc", weights, around(cut(values))).reshape(-1, *values.shape[1:])[:n]
+    mixed = jnp.zeros_like(of_all[:, 0])
+    for (token, real), own in zip(tokens.rectangles, split_key(key, len(tokens.rectangles)), strict=True):
+        query, keys, values = jnp.moveaxis(of_all.at[token].get(mode="clip"), 2, 0)
+        logits = jnp.einsum("bqhc,bkhc->bhqk", query, keys) * query.shape[-1] ** -0.5
+        weights = dropout(jax.nn.softmax(jnp.where(real[:, None, None], logits, LOW)), rate, own)
+        mixed = mixed.at[token].set(jnp.einsum("bhqk,bkhc->bqhc", weights, values), mode="drop")
+    return mixed
 
 
 def entmax(logits: Float[Array, "rows"], owner: Int[Array, "rows"], n_owners: int) -> Float[Array, "rows"]:

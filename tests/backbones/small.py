@@ -39,7 +39,12 @@ def read(built: SessionModel, data: SessionBatch) -> Any:
     return built.backbone(built.item_vectors(), data)
 
 
-def batch(rows: Sequence[int] | np.ndarray = range(N), sessions: Sessions = SESSIONS) -> SessionBatch:
-    """These sessions packed; row N is empty."""
+def batch(
+    rows: Sequence[int] | np.ndarray = range(N),
+    sessions: Sessions = SESSIONS,
+    **sizes: Any,
+) -> SessionBatch:
+    """These sessions packed; row N is empty. ``sizes`` replace those of the smallest budget."""
     graphs = build_graphs(sessions)
-    return pack(jax.tree.map(jnp.asarray, graphs), jnp.asarray(rows), batch_budget(graphs, len(rows), 1))
+    budget = batch_budget(graphs, len(rows), 1)._replace(**sizes)
+    return pack(jax.tree.map(jnp.asarray, graphs), jnp.asarray(rows), budget)

@@ -34,13 +34,13 @@ def test_tokens_of_a_session_stand_together():
         assert tokens.repeats[own].tolist() == [1, *((clicks == item).sum() for item in clicks)]
 
 
-@pytest.mark.parametrize("more", [0, 4, 400])
-def test_attention_stays_within_sessions(more):
-    """Whether a block holds one session, or all of them."""
-    tokens = packed_tokens(batch())
-    shape = (3, len(tokens.session), 2, 3)
-    query, keys, values = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
-    found = jax.jit(attend, static_argnums=(4, 5, 6))(query, keys, values, tokens, LENGTH + 1 + more, None, None)
+@pytest.mark.parametrize("lengths", [(), (LENGTH,) * N, tuple(sorted(SESSIONS.lengths.tolist())[::-1])])
+def test_attention_stays_within_sessions(lengths):
+    """Whether each session has a rectangle of its own width, or all have the widest."""
+    tokens = packed_tokens(batch(lengths=lengths))
+    of_all = jnp.asarray(np.random.default_rng(0).normal(size=(len(tokens.session), 3, 2, 3)), jnp.float32)
+    found = jax.jit(attend, static_argnums=(2, 3))(of_all, tokens, None, None)
+    query, keys, values = np.moveaxis(np.asarray(of_all), 1, 0)
     for row in range(N):
         own = np.asarray(tokens.session) == row
         for head in range(2):
