@@ -21,8 +21,10 @@ segment_max = jraph.segment_max
 segment_softmax = jraph.segment_softmax
 segment_sum = jraph.segment_sum
 
-SIMILAR = 0.6
-"""Sessions share a rectangle while their longest length exceeds that share of its width."""
+SIMILAR = 0.5
+"""Sessions share a rectangle while their length is that share of its width or more,"""
+NARROW = 16
+"""or while it is no wider than that."""
 
 
 class IntentRows(NamedTuple):
@@ -270,11 +272,11 @@ def pack(graphs: SessionGraphs, sessions: Int[Array, "B"], budget: Budget) -> Se
 
 
 def rectangle_sizes(lengths: Sequence[int]) -> list[tuple[int, int]]:
-    """(rows, width) of rectangles for sessions of at most these lengths, longest first: wasting little, yet few."""
+    """(rows, width) of rectangles for sessions of at most these lengths, longest first: few, with little waste."""
     sizes: list[tuple[int, int]] = []
     for length in lengths:
         rows, width = sizes[-1] if sizes else (0, length)
-        if length < SIMILAR * width:
+        if length < SIMILAR * width and width > NARROW:
             sizes.append((1, length))
         else:
             sizes[-1:] = [(rows + 1, width)]
