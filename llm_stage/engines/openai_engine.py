@@ -27,6 +27,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 """Seconds."""
 BUSY = {408, 409, 425, 429}
 """Statuses beside 5xx after which a request is tried again."""
+RENAMED = {"max_tokens": "max_completion_tokens", "temperature": None, "seed": None}
+"""What newer models of OpenAI refuse, and its name for them; None: they do without."""
 CHARACTERS_PER_TOKEN = 4
 """For the estimates of `OpenAIModel.preview`; the endpoint has the tokenizer."""
 
@@ -69,6 +71,8 @@ class OpenAIModel:
             headers={"Authorization": f"Bearer {self.key}"} if self.key else {},
         )
         self.random = random.Random(0)
+        self.refused: frozenset[str] = frozenset()
+        """Of `RENAMED`, what this model turned out to refuse."""
 
     def preview(self, prompt: Chat | str) -> tuple[str, int]:
         text = f"{prompt.system}\n\n{prompt.user}" if isinstance(prompt, Chat) else prompt
@@ -134,7 +138,7 @@ class OpenAIModel:
         for attempt in range(self.retries + 1):
             wait = 0.0
             try:
-                response = self.client.post(f"{self.url}/{path}", json={"model": self.name, **body})
+                response = self._send(path, body)
             except httpx.RequestError as error:
                 problem = f"{type(error).__name__}: {error}"
             else:
@@ -156,6 +160,17 @@ class OpenAIModel:
                     break
         raise InputError(self._line(path, f"{problem} (after {attempt + 1} tries)"))
 
+    def _send(self, path: str, body: dict[str, Any]) -> httpx.Response:
+        """The reply to a request in the words that this model takes."""
+        while True:
+            names = {name: RENAMED[name] if name in self.refused else name for name in body}
+            accepted = {name: body[old] for old, name in names.items() if name}
+            response = self.client.post(f"{self.url}/{path}", json={"model": self.name, **accepted})
+            name = _refused(response)
+            if name not in RENAMED or name not in accepted:
+                return response
+            self.refused |= {name}
+
     def _line(self, path: str, problem: str) -> str:
         hint = f"; set {KEY}" if problem.startswith("401") else ""
         line = f"--base-url {self.url}: {path}: {problem}{hint}"
@@ -169,6 +184,15 @@ def _reason(response: httpx.Response) -> str:
         return str(error["message"] if isinstance(error, dict) else error)[:300]
     except (ValueError, KeyError, TypeError):
         return (response.text or response.reason_phrase)[:300]
+
+
+def _refused(response: httpx.Response) -> str | None:
+    """The part of a request that the endpoint says its model does not take; None where it says something else."""
+    try:
+        error = response.json()["error"] if response.status_code == 400 else {}
+        return str(error["param"]) if str(error["code"]).startswith("unsupported") else None
+    except (ValueError, LookupError, TypeError):
+        return None
 
 
 def _says_too_long(problem: str) -> bool:

@@ -119,6 +119,34 @@ def test_busy_endpoints_are_asked_again(catalogue, serve):
     assert len(server.requests) == len(bad) + 1
 
 
+def test_models_that_refuse_old_names_are_asked_in_new_ones(catalogue, serve):
+    """As OpenAI's do since o1; each name is refused by itself, whatever else the request has."""
+
+    def reply(path, body, count):
+        for name, code in (("max_tokens", "unsupported_parameter"), ("temperature", "unsupported_value")):
+            if name in body:
+                error = {"message": f"Unsupported: '{name}'", "param": name, "code": code}
+                return 400, {"error": error | {"type": "invalid_request_error"}}
+        return said("[1]")
+
+    server = serve(reply)
+    asked = questions()
+    answers = engine(catalogue, server, retries=0).answer(asked)
+    assert [answer.picks for answer in answers] == [(row[0],) for row in asked.candidates]
+    good = [body for _, body in server.requests if not {"max_tokens", "temperature"} & body.keys()]
+    assert len(good) == len(answers)
+    assert all(body["max_completion_tokens"] > 0 and body["seed"] == 0 for body in good)
+    assert len(server.requests) <= len(answers) + 2 * 3  # those under way at once find out each for itself
+
+
+@pytest.mark.parametrize("error", ["no", None, [], {"param": ["x"], "code": "unsupported"}, {"param": "model"}])
+def test_other_refusals_are_told(catalogue, serve, error):
+    server = serve(lambda path, body, count: (400, {"error": error}))
+    with pytest.raises(InputError, match=r"^--base-url http://127.*: 400: "):
+        engine(catalogue, server).answer(questions(1))
+    assert len(server.requests) == 1
+
+
 def test_a_dead_endpoint_is_one_line(catalogue, serve):
     server = serve(lambda path, body, count: (503, {"error": {"message": "over\nloaded"}}))
     with pytest.raises(InputError, match=r"^--base-url http://127.*: 503: over loaded \(after 3 tries\)$"):
