@@ -300,11 +300,12 @@ def _best_products_backward(n_owners, size, saved, gradient):
     def one(of_rows, block_with_gradient):
         block, largest, gradient = block_with_gradient
         of_products = jnp.where(largest, gradient[owner], 0.0)
-        return of_rows + of_products @ block, of_products.T @ rows
+        # On the CPU of_products.T @ rows takes 1.6 times as long.
+        return of_rows + of_products @ block, rows.T @ of_products
 
     gradients = jnp.moveaxis(cut_blocks(gradient.T, size), 1, 2)
     of_rows, of_items = jax.lax.scan(one, jnp.zeros_like(rows), (cut_blocks(items, size), largest, gradients))
-    return of_rows, of_items.reshape(-1, items.shape[1])[: len(items)], None
+    return of_rows, join_blocks(of_items, len(items)).T, None
 
 
 best_products.defvjp(_best_products_forward, _best_products_backward)
