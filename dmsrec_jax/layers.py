@@ -241,16 +241,6 @@ def log_clicks(clicks: Float[Array, "rows"], ndim: int) -> Float[Array, "rows *o
     return jnp.log(jnp.maximum(clicks, NO_CLICKS)).reshape(-1, *(1,) * (ndim - 1))
 
 
-def in_blocks(
-    columns: Callable[[Float[Array, "block d"]], Float[Array, "B block"]], items: Float[Array, "items d"], size: int
-) -> Float[Array, "B items"]:
-    """``columns`` of scores for all items, at most ``size`` at once.
-
-    Memory of a block is freed before the next one, in the gradient as well, which computes it again.
-    """
-    return join_blocks(jax.lax.map(jax.checkpoint(columns), cut_blocks(items, size)), len(items))
-
-
 def cut_blocks(items: Float[Array, "items columns"], size: int) -> Float[Array, "blocks block columns"]:
     """Rows in blocks of ``size``, or of all there are; zeros fill the last one."""
     size = min(size, len(items))

@@ -20,7 +20,8 @@ from dmsrec_jax.layers import (
     ReleasedFusion,
     Settings,
     click_softmax,
-    in_blocks,
+    cut_blocks,
+    join_blocks,
     linear,
     log_clicks,
     unit,
@@ -29,10 +30,11 @@ from dmsrec_jax.layers import (
 TORCH_KEYS = GATED_TORCH_KEYS | {"linear_t.weight": "backbone.w_target.kernel.T"}
 RELEASED = ReleasedFusion(parts=2, bias=True, weight=0.3, dropout=0.2)
 PADDED = True
-ITEMS_AT_ONCE = 1024
-"""Columns of scores computed together where all at once would be too many: what bounds memory, for any catalogue."""
+ITEMS_AT_ONCE = 256
+"""Columns of scores computed together on a CPU: those of some 1,000 clicks stay in a core's cache."""
 KEPT = 2**24
-"""Clicks x items that are still few enough: two such matrices (64 MiB each) wait for the gradient."""
+"""Clicks x items that are few enough to compute together elsewhere, and for two such matrices (64 MiB each) to wait for
+the gradient: what bounds memory, for any catalogue."""
 
 
 class Clicks(NamedTuple):
@@ -82,11 +84,11 @@ class TAGNN(GatedGraph):
         scale: float | None,
         items_at_once: int | None = None,
     ) -> Float[Array, "B items"]:
-        """E·z plus E·(target part), eq. (T4) to (T6), in blocks of ``items_at_once`` items; None: as memory allows.
+        """E·z plus E·(target part), eq. (T4) to (T6), in blocks of ``items_at_once`` items; None: as suits the machine.
 
         A session's vector for an item is never formed: its product with the item is a weighted sum of the clicks'
-        products with it. Memory of a block is freed before the next one, in the gradient as well: it costs two of eight
-        matrix products again.
+        products with it. For a catalogue too large to keep these they are computed again for the gradient, two of eight
+        matrix products.
 
         With a ``scale``, z and the nodes are unit vectors × scale / 2, so that scores stay within ± scale.
         """
@@ -94,41 +96,83 @@ class TAGNN(GatedGraph):
         h = clicks.h
         if scale is not None:
             z, h = unit(z) * (scale / 2), unit(h) * (scale / 2)
-        keys, weights, n = self.w_target(h), log_clicks(clicks.counts, 2), len(z)
-
-        def scores(items: Float[Array, "block d"]) -> Float[Array, "B block"]:
-            target = attended(keys @ items.T + weights, h @ items.T, clicks.session, n)  # eq. (T4), (T5)
-            return z @ items.T + target  # eq. (T6)
-
-        if items_at_once is None and len(h) * len(item_vectors) <= KEPT:
-            return scores(item_vectors)
-        return in_blocks(scores, item_vectors, items_at_once or ITEMS_AT_ONCE)
+        keep = len(h) * len(item_vectors) <= KEPT
+        if items_at_once is None:
+            items_at_once = ITEMS_AT_ONCE if jax.default_backend() == "cpu" else max(KEPT // len(h), 1)
+        rows = Rows(self.w_target(h), h, log_clicks(clicks.counts, 2), clicks.session)
+        return z @ item_vectors.T + attended(rows, item_vectors, len(z), items_at_once, keep)  # eq. (T6)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
-def attended(
-    logits: Float[Array, "rows k"], values: Float[Array, "rows k"], session: Int[Array, "rows"], n: int
-) -> Float[Array, "B k"]:
-    """Sums ``values`` by session with weights softmax(logits over the session's rows), each column for itself.
+class Rows(NamedTuple):
+    """What items attend to."""
 
-    Its own gradient, because autodiff takes the softmax's apart into sums by session, and the maximum's besides: with
-    those a step takes 1.6 times as long.
+    keys: Float[Array, "rows d"]
+    values: Float[Array, "rows d"]
+    log_counts: Float[Array, "rows 1"]
+    session: Int[Array, "rows"]
+
+
+class Attention(NamedTuple):
+    """Of one block of items, what the gradient needs."""
+
+    weights: Float[Array, "rows block"]
+    values: Float[Array, "rows block"]
+    total: Float[Array, "sessions block"]
+    means: Float[Array, "sessions block"]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def attended(rows: Rows, items: Float[Array, "items d"], n: int, size: int, keep: bool) -> Float[Array, "B items"]:
+    """Each item's products with the values, averaged over a session's rows by softmax(item · key + log count).
+
+    Its own gradient, block by block: autodiff takes the softmax's apart into sums by session, the maximum's besides;
+    over all rows × items at once each operation reads and writes what no cache holds. ``log_counts`` get none.
+
+    Args:
+      rows: of all sessions.
+      items: all there are.
+      n: B.
+      size: items at once.
+      keep: whether blocks wait for the gradient; else they are computed again.
     """
-    return _attended_forward(logits, values, session, n)[0]
+    return _attended_forward(rows, items, n, size, keep)[0]
 
 
-def _attended_forward(logits, values, session, n):
-    weights = jnp.exp(logits - segment_max(logits, session, n + 1)[session])
-    total = segment_sum(weights, session, n + 1)
+def _attend(rows: Rows, block: Float[Array, "block d"], n: int) -> Attention:
+    logits, values = rows.keys @ block.T + rows.log_counts, rows.values @ block.T  # eq. (T4)
+    weights = jnp.exp(logits - segment_max(logits, rows.session, n + 1)[rows.session])
+    total = segment_sum(weights, rows.session, n + 1)
     total = jnp.where(total > 0, total, 1.0)  # of empty places
-    means = segment_sum(weights * values, session, n + 1) / total
-    return means[:-1], (weights, values, session, total, means)
+    return Attention(weights, values, total, segment_sum(weights * values, rows.session, n + 1) / total)  # eq. (T5)
 
 
-def _attended_backward(n, saved, gradient):
-    weights, values, session, total, means = saved
-    of_values = weights * (jnp.pad(gradient, ((0, 1), (0, 0))) / total)[session]
-    return of_values * (values - means[session]), of_values, None
+def _attended_forward(rows, items, n, size, keep):
+    def one(block):
+        found = _attend(rows, block, n)
+        return found.means[:-1], found if keep else None
+
+    means, kept = jax.lax.map(one, cut_blocks(items, size))
+    return join_blocks(means, len(items)), (rows, items, kept)
+
+
+def _attended_backward(n, size, keep, saved, gradient):
+    rows, items, kept = saved
+
+    def one(of_rows, block_with_gradient):
+        block, kept, gradient = block_with_gradient
+        found = kept if keep else _attend(rows, block, n)
+        of_values = found.weights * (jnp.pad(gradient, ((0, 1), (0, 0))) / found.total)[rows.session]
+        of_logits = of_values * (found.values - found.means[rows.session])
+        of_keys, of_h = of_rows
+        # As d x items: on the CPU items x d takes 1.6 times as long.
+        of_items = rows.keys.T @ of_logits + rows.values.T @ of_values
+        return (of_keys + of_logits @ block, of_h + of_values @ block), of_items
+
+    gradients = jnp.moveaxis(cut_blocks(gradient.T, size), 1, 2)
+    start = jnp.zeros_like(rows.keys), jnp.zeros_like(rows.values)
+    (of_keys, of_values), of_items = jax.lax.scan(one, start, (cut_blocks(items, size), kept, gradients))
+    of_all = rows._replace(keys=of_keys, values=of_values, log_counts=jnp.zeros_like(rows.log_counts), session=None)
+    return of_all, join_blocks(of_items, len(items)).T
 
 
 attended.defvjp(_attended_forward, _attended_backward)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dmsrec_jax.backbones import tagnn
 from tests.backbones.small import LENGTH, SESSIONS, batch, build, read, scores
 from tests.conftest import N_ITEMS
 
@@ -15,18 +16,20 @@ model = partial(build, "tagnn")
 
 @pytest.mark.parametrize("released_padding", [None, 20])
 @pytest.mark.parametrize("scale", [None, 12.0])
-def test_any_number_of_items_at_once_gives_the_same(scale, released_padding):
+def test_any_number_of_items_at_once_gives_the_same(monkeypatch, scale, released_padding):
     built, data = model(released_padding=released_padding), batch()
     reading = read(built, data)
 
-    def in_blocks(items_at_once: int):
+    def in_blocks(items_at_once: int, kept: int = tagnn.KEPT):
+        monkeypatch.setattr(tagnn, "KEPT", kept)
+
         def loss(vectors):
             found = built.backbone.score(reading.z, reading, vectors, scale, items_at_once)
             return jnp.sum(found**2), found
 
         return jax.jit(jax.grad(loss, has_aux=True))(built.item_vectors())
 
-    for one, other in zip(in_blocks(N_ITEMS + 1) * 2, in_blocks(1) + in_blocks(7), strict=True):
+    for one, other in zip(in_blocks(N_ITEMS + 1) * 3, in_blocks(1) + in_blocks(7) + in_blocks(7, 0), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
