@@ -66,7 +66,7 @@ class GraphFeed:
 
     def _send(self, part: np.ndarray) -> tuple[SessionGraphs, jax.Array]:
         steps, sessions = part.shape[-2:]
-        sizes = Budget(*(steps * size for size in self._budget[:-1]))
+        sizes = Budget(*(steps * size for size in self._budget[:-1]))  # without its lengths
         local = np.arange(steps * sessions, dtype=np.int32).reshape(steps, sessions)
         shares = part.reshape(-1, steps * sessions)  # a row per device
         chunks = [(pad_graphs(take_sessions(self._graphs, share), sizes), local) for share in shares]

@@ -104,7 +104,7 @@ class TAGNN(GatedGraph):
 
 
 class Rows(NamedTuple):
-    """What items attend to."""
+    """`Clicks` with what their two products with an item are made of."""
 
     keys: Float[Array, "rows d"]
     values: Float[Array, "rows d"]
