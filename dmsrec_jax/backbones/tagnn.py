@@ -30,8 +30,8 @@ from dmsrec_jax.layers import (
 TORCH_KEYS = GATED_TORCH_KEYS | {"linear_t.weight": "backbone.w_target.kernel.T"}
 RELEASED = ReleasedFusion(parts=2, bias=True, weight=0.3, dropout=0.2)
 PADDED = True
-ITEMS_AT_ONCE = 256
-"""Columns of scores computed together on a CPU: those of some 1,000 clicks stay in a core's cache."""
+ITEMS_AT_ONCE = 512
+"""Columns of scores computed together on a CPU: those of some 1,000 clicks stay in its caches."""
 KEPT = 2**24
 """Clicks x items that are few enough to compute together elsewhere, and for two such matrices (64 MiB each) to wait for
 the gradient: what bounds memory, for any catalogue."""
