@@ -247,6 +247,11 @@ def cut_blocks(items: Float[Array, "items columns"], size: int) -> Float[Array, 
     return jnp.pad(items, ((0, -len(items) % size), (0, 0))).reshape(-1, size, items.shape[1])
 
 
+def cut_columns(scores: Float[Array, "B items"], size: int) -> Float[Array, "blocks B block"]:
+    """Scores as `join_blocks` takes them: the columns of the items in each block of `cut_blocks`."""
+    return jnp.moveaxis(cut_blocks(scores.T, size), 1, 2)
+
+
 def join_blocks(blocks: Float[Array, "blocks B block"], n_items: int) -> Float[Array, "B items"]:
     """Columns of blocks side by side, without those of the filling."""
     return jnp.moveaxis(blocks, 0, 1).reshape(blocks.shape[1], -1)[:, :n_items]

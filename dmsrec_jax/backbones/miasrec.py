@@ -20,6 +20,7 @@ from dmsrec_jax.layers import (
     Reading,
     Settings,
     cut_blocks,
+    cut_columns,
     dropout,
     head_count,
     join_blocks,
@@ -225,9 +226,9 @@ def padded_tokens(batch: SessionBatch, width: int) -> Tokens:
 
     session, place = jnp.divmod(jnp.arange(n * (width + 1)), width + 1)
     node = token(dummy, dummy, batch.click_node)
-    of_tokens = token(0, of_mean, repeats[batch.click_node])
+    counts = token(0, of_mean, repeats[batch.click_node])
     whole = jnp.arange(n * (width + 1)).reshape(n, width + 1)
-    return Tokens(session, node, place, of_tokens, means, ((whole, of_tokens[whole] > 0),))
+    return Tokens(session, node, place, counts, means, ((whole, counts[whole] > 0),))
 
 
 def attend(
@@ -303,8 +304,9 @@ def _best_products_backward(n_owners, size, saved, gradient):
         # On the CPU of_products.T @ rows takes 1.6 times as long.
         return of_rows + of_products @ block, rows.T @ of_products
 
-    gradients = jnp.moveaxis(cut_blocks(gradient.T, size), 1, 2)
-    of_rows, of_items = jax.lax.scan(one, jnp.zeros_like(rows), (cut_blocks(items, size), largest, gradients))
+    of_rows, of_items = jax.lax.scan(
+        one, jnp.zeros_like(rows), (cut_blocks(items, size), largest, cut_columns(gradient, size))
+    )
     return of_rows, join_blocks(of_items, len(items)).T, None
 
 

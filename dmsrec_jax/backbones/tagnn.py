@@ -21,6 +21,7 @@ from dmsrec_jax.layers import (
     Settings,
     click_softmax,
     cut_blocks,
+    cut_columns,
     join_blocks,
     linear,
     log_clicks,
@@ -168,9 +169,10 @@ def _attended_backward(n, size, keep, saved, gradient):
         of_items = rows.keys.T @ of_logits + rows.values.T @ of_values
         return (of_keys + of_logits @ block, of_h + of_values @ block), of_items
 
-    gradients = jnp.moveaxis(cut_blocks(gradient.T, size), 1, 2)
     start = jnp.zeros_like(rows.keys), jnp.zeros_like(rows.values)
-    (of_keys, of_values), of_items = jax.lax.scan(one, start, (cut_blocks(items, size), kept, gradients))
+    (of_keys, of_values), of_items = jax.lax.scan(
+        one, start, (cut_blocks(items, size), kept, cut_columns(gradient, size))
+    )
     of_all = rows._replace(keys=of_keys, values=of_values, log_counts=jnp.zeros_like(rows.log_counts), session=None)
     return of_all, join_blocks(of_items, len(items)).T
 
