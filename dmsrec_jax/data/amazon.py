@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.markup import escape
 from rich.progress import Progress
 
 from dmsrec_jax.data.bad_rows import BadRows
@@ -100,8 +101,12 @@ def _read_titles(path: Path, item_ids: list[str], bad: BadRows) -> list[str]:
 def _records(path: Path, bad: BadRows) -> Iterator[tuple[int, dict[str, Any]]]:
     """Each line's number, from 1, and record."""
     try:
-        with Progress(transient=True) as progress, path.open("rb") as compressed, gzip.open(compressed, "rt") as lines:
-            task = progress.add_task(f"reading {path.name}", total=path.stat().st_size)
+        with (
+            Progress(transient=True) as progress,
+            path.open("rb") as compressed,
+            gzip.open(compressed, "rt", encoding="utf-8") as lines,
+        ):
+            task = progress.add_task(escape(f"reading {path.name}"), total=path.stat().st_size)
             number = 0
             while line := lines.readline(_MAX_LINE):
                 number += 1

@@ -9,18 +9,31 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+from rich.markup import escape
 from rich.progress import Progress
 
 from dmsrec_jax.data.bad_rows import BadRows
 from dmsrec_jax.data.clicks import Clicks, build
 from dmsrec_jax.data.config import PrepareCsv, PrepareLog
+from dmsrec_jax.data.delimited import (
+    EXTRA,
+    STRAY_QUOTE,
+    Form,
+    check_regular,
+    form,
+    header,
+    layout,
+    line_of,
+    scan_text,
+    stray_quote,
+)
+from dmsrec_jax.data.times import microseconds
 from dmsrec_jax.data.write import Prepared, is_text
 from dmsrec_jax.errors import InputError
 
-_EXTRA = "\0"
-"""Column that catches what a line holds beyond the header's fields."""
+_ROW = "\0row"
+"""Column of row numbers from 0, a name that no log has."""
 _BATCH = 500_000
-_BLOCK = 1 << 22
 _REASONS = {
     1: "more fields than the header has",
     2: "no session",
@@ -29,7 +42,7 @@ _REASONS = {
     5: "no time that is a number (seconds or milliseconds) or ISO 8601",
     6: "a time out of range: seconds below 1e11 or milliseconds below 1e14 are due",
 }
-_QUOTE = "a quote that is not closed, or text beside it"
+_NO_QUOTES = "--no-quotes if a quote is a character like any other"
 _DUPLICATE = "the session has an earlier row of the same time"
 
 
@@ -45,13 +58,14 @@ def read_log(config: PrepareLog) -> Prepared:
     """
     _check_flags(config)
     titles, notes = ({}, ()) if config.titles is None else _read_titles(config, config.titles)
-    bad = BadRows(config.raw, skip=config.skip_bad_rows, place=partial(_place, config))
+    written = form(config.separator, quotes=config.quotes) if isinstance(config, PrepareCsv) else None
+    bad = BadRows(config.raw, skip=config.skip_bad_rows, place=partial(_place, config.raw, written))
     try:
-        clicks, items = _read_clicks(config, bad)
+        clicks, items, more = _read_clicks(config, written, bad)
     except OSError as error:
         raise InputError(f"{config.raw}: {error.strerror or error}") from None
     except pl.exceptions.PolarsError as error:
-        raise _unreadable(config, error) from None
+        raise _unreadable(config.raw, written, str(error).splitlines()[0]) from None
 
     def names(codes: np.ndarray) -> list[str]:
         return pl.Series(codes, dtype=pl.UInt32).cat.to(items.dtype).cast(pl.String).to_list()
@@ -66,7 +80,7 @@ def read_log(config: PrepareLog) -> Prepared:
         test_days=config.test_days,
         augment_prefixes=config.augment_prefixes,
     )
-    notes = bad.notes() + notes + prepared.notes
+    notes = bad.notes() + notes + more + prepared.notes
     if config.titles is None:
         return replace(prepared, notes=notes, inputs=(config.raw,))
     found = [titles.get(item, "") for item in prepared.item_ids]
@@ -88,23 +102,37 @@ def _check_flags(config: PrepareLog) -> None:
             raise InputError(f"{flag} {value}: must be 1 or more")
 
 
-def _read_clicks(config: PrepareLog, bad: BadRows) -> tuple[Clicks, pl.Series]:
-    """All good clicks in the order (session, time), and the distinct items, which keep the codes of `Clicks.item`."""
-    log = _scan(config)
+def _read_clicks(config: PrepareLog, written: Form | None, bad: BadRows) -> tuple[Clicks, pl.Series, tuple[str, ...]]:
+    """All good clicks in the order (session, time); distinct items, which keep the codes of `Clicks.item`; notes."""
+    log = _scan(config.raw, written)
     columns = log.collect_schema()
     for flag, name in (("session", config.session_col), ("item", config.item_col), ("time", config.time_col)):
         if name not in columns:
             raise InputError(f"{config.raw}: no column {name!r} (--{flag}-col); {_listed(columns)}")
     session, item = (_id(name, columns[name]) for name in (config.session_col, config.item_col))
-    time, too_far = _microseconds(log, config.time_col, columns[config.time_col])
-    extra = pl.col("row").is_in(_wide_rows(config, len(columns) - 1).implode()) if _EXTRA in columns else pl.lit(False)
+    if (kind := columns[config.time_col]) in (pl.Time, pl.Duration):
+        raise InputError(f"{config.raw}: column {config.time_col!r} (--time-col) holds {kind}s: a point in time is due")
+    time, too_far = microseconds(log, config.time_col, kind)
+    n_rows = log.select(pl.len()).collect().item()
+    extra = pl.lit(False)
+    notes: tuple[str, ...] = ()
+    if written is not None:
+        lines = layout(config.raw, len(columns) - 1, written)
+        if lines.n_rows not in (None, n_rows):  # two readers disagree about a quote
+            raise _unreadable(config.raw, written, f"{n_rows} or {lines.n_rows} rows, by how its quotes are read")
+        extra = pl.col(_ROW).is_in(pl.Series(lines.wide, dtype=pl.UInt32).implode())
+        if lines.n_inner:
+            notes = (
+                f"{config.raw.name}: {lines.n_inner:,} lines begin inside of quotes, the first is line "
+                f"{lines.first_inner}; {_NO_QUOTES}",
+            )
     no_text = session.str.contains("\ufffd", literal=True) | item.str.contains("\ufffd", literal=True)
     reason = pl.when(extra).then(1).when(_empty(session)).then(2).when(_empty(item)).then(3)
     query = (
-        log.with_row_index("row")
+        log.with_row_index(_ROW)
         .filter(extra | ~pl.all_horizontal(pl.col(list(columns)).is_null()))
         .select(
-            "row",
+            pl.col(_ROW).alias("row"),
             session.cast(pl.Categorical(pl.Categories.random())).alias("session"),
             item.cast(pl.Categorical(pl.Categories.random())).alias("item"),
             time.alias("time"),
@@ -121,7 +149,7 @@ def _read_clicks(config: PrepareLog, bad: BadRows) -> tuple[Clicks, pl.Series]:
     )
     batches: list[pl.DataFrame] = []  # of categoricals: codes hold only as long as some column of their kind lives
     with Progress(transient=True) as progress:
-        task = progress.add_task(f"reading {config.raw.name}", total=log.select(pl.len()).collect().item())
+        task = progress.add_task(escape(f"reading {config.raw.name}"), total=n_rows)
         for batch in query.collect_batches(chunk_size=_BATCH, maintain_order=True, engine="streaming"):
             progress.advance(task, len(batch))
             good = batch.filter(pl.col("reason") == 0)
@@ -134,126 +162,31 @@ def _read_clicks(config: PrepareLog, bad: BadRows) -> tuple[Clicks, pl.Series]:
     del batches, batch, good
     clicks = Clicks(*(table[name].to_physical().to_numpy() for name in ("session", "item", "time", "row")))
     clicks = clicks[np.lexsort((clicks.time, clicks.session))]
-    return _without_duplicates(clicks, bad), table["item"].unique()
+    first, last = (np.datetime64(int(time), "us").astype("M8[s]") for time in (clicks.time.min(), clicks.time.max()))
+    return _without_duplicates(clicks, bad), table["item"].unique(), (*notes, f"clicks of {first} to {last} UTC")
 
 
-def _scan(config: PrepareLog) -> pl.LazyFrame:
+def _scan(raw: Path, written: Form | None) -> pl.LazyFrame:
     """The log, every CSV field as text and null where empty."""
-    if not isinstance(config, PrepareCsv):
-        config.raw.open("rb").close()  # what it says of a folder is better than what polars does
-        return pl.scan_parquet(config.raw, glob=False)
-    separator = _separator(config.separator)
-    return scan_text(config.raw, _header(config.raw, separator), separator, header=True)
-
-
-def scan_text(path: Path, columns: list[str], separator: str, *, header: bool, quote: str | None = '"') -> pl.LazyFrame:
-    """A delimited text file with ``columns``, and one more for excess fields; all are text, null where empty."""
-    return pl.scan_csv(
-        path,
-        has_header=False,
-        skip_rows=int(header),
-        schema=dict.fromkeys([*columns, _EXTRA], pl.String),
-        separator=separator,
-        quote_char=quote,
-        encoding="utf8-lossy",
-        missing_columns="insert",
-        truncate_ragged_lines=True,
-        glob=False,
-    )
-
-
-def _wide_rows(config: PrepareLog, n_fields: int) -> pl.Series:
-    """Data rows (from 0) of a CSV with more than ``n_fields`` fields; to polars an empty extra field is as none."""
-    separator = _separator(getattr(config, "separator", ","))
-    wide, row, in_line = [np.zeros(0, np.int64)], -1, 0
-    with config.raw.open("rb") as blocks:
-        for block in iter(partial(blocks.read, _BLOCK), b""):
-            if b'"' in block:
-                return pl.Series(_wide_quoted_rows(config.raw, separator, n_fields), dtype=pl.UInt32)
-            content = np.frombuffer(block, np.uint8)
-            ends, separators = (np.flatnonzero(content == ord(mark)) for mark in ("\n", separator))
-            before = np.append(-in_line, np.searchsorted(separators, ends))
-            wide.append(row + np.flatnonzero(np.diff(before) >= n_fields))
-            row, in_line = row + len(ends), len(separators) - int(before[-1])
-    if in_line >= n_fields:
-        wide.append(np.array([row]))
-    return pl.Series(np.concatenate(wide), dtype=pl.UInt32)
-
-
-def _wide_quoted_rows(path: Path, separator: str, n_fields: int) -> list[int]:
-    with path.open(encoding="utf-8", errors="replace", newline="") as file:
-        try:
-            return [
-                row for row, fields in enumerate(csv.reader(file, delimiter=separator), -1) if len(fields) > n_fields
-            ]
-        except csv.Error:  # what polars then says is better
-            return []
-
-
-def _separator(flag: str) -> str:
-    separator = "\t" if flag == "tab" else flag
-    if len(separator) != 1 or not separator.isascii() or separator in '"\r\n':
-        raise InputError(f"--separator {flag!r}: must be one character, or `tab`")
-    return separator
-
-
-def _header(path: Path, separator: str) -> list[str]:
-    try:
-        with path.open("rb") as file:
-            line = file.readline(1 << 20).decode("utf-8-sig")
-        names = next(csv.reader([line], delimiter=separator), [])
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: line 1: not UTF-8 text") from None
-    except csv.Error as error:
-        raise InputError(f"{path}: line 1: {error}") from None
-    if not names:
-        raise InputError(f"{path}: line 1: a header with column names is due")
-    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
-    if twice is not None:
-        raise InputError(f"{path}: line 1: column {twice[:40]!r} appears twice")
-    return names
+    if written is None:
+        check_regular(raw)
+        raw.open("rb").close()  # what it says of a folder is better than what polars does
+        return pl.scan_parquet(raw, glob=False)
+    return scan_text(raw, header(raw, written), written, has_header=True)
 
 
 def _id(name: str, dtype: pl.DataType) -> pl.Expr:
     """A column of ids as text without outer white space, null where it is no number."""
-    column = pl.col(name).fill_nan(None) if dtype.is_float() else pl.col(name)
+    column = pl.col(name)
+    if dtype.is_float():  # so do integers come that once had a gap: 7.0 is the 7 of other files
+        column = column.fill_nan(None)
+        whole = column.cast(pl.Int64, strict=False)
+        return pl.when(column == whole).then(whole.cast(pl.String)).otherwise(column.cast(pl.String))
     return column.cast(pl.String).str.strip_chars()
 
 
 def _empty(text: pl.Expr) -> pl.Expr:
     return text.is_null() | (text == "")
-
-
-def _microseconds(log: pl.LazyFrame, name: str, dtype: pl.DataType) -> tuple[pl.Expr, pl.Expr]:
-    """The time column as int64 microseconds since 1970, null where it cannot be read; and where it is out of range.
-
-    Text is a number or ISO 8601, whichever most of the first rows are. A number below 1e11 is in seconds (to the year
-    5138), one below 1e14 in milliseconds (from 1973).
-    """
-    column = pl.col(name)
-    if dtype in (pl.Categorical, pl.Enum, pl.Binary):  # text, as some programs keep it
-        column, dtype = column.cast(pl.String), pl.String()
-    if dtype == pl.Date or dtype == pl.Datetime:
-        column = column.cast(pl.Datetime("us")) if dtype == pl.Date else column
-        return column.dt.epoch("us"), pl.lit(False)
-    text = column.cast(pl.String).str.strip_chars()
-    number = text.cast(pl.Float64, strict=False) if dtype == pl.String else column.cast(pl.Float64)
-    if dtype == pl.String:
-        start = log.select(number=number.is_not_null(), text=text.is_not_null()).head(1000).sum().collect()
-        if 2 * start["number"].item() < start["text"].item():
-            return _iso(text), pl.lit(False)
-    size = number.abs()
-    scale = pl.when(size < 1e11).then(1e6).when(size < 1e14).then(1e3)
-    return (number * scale).round().cast(pl.Int64), number.is_finite() & scale.is_null()
-
-
-def _iso(text: pl.Expr) -> pl.Expr:
-    text = text.str.replace("T", " ", literal=True).str.replace(r"\s*(Z|UTC)$", "+00:00")
-    formats = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f%#z", "%Y-%m-%d %H:%M")
-    times = [text.str.to_datetime(form, strict=False, time_unit="us").dt.epoch("us") for form in formats]
-    return pl.coalesce(*times, text.str.to_date("%Y-%m-%d", strict=False).dt.epoch("us"))
 
 
 def _count(rows: pl.DataFrame, bad: BadRows) -> None:
@@ -272,48 +205,28 @@ def _without_duplicates(clicks: Clicks, bad: BadRows) -> Clicks:
     return clicks[~again]
 
 
-def _place(config: PrepareLog, row: int) -> str:
+def _place(raw: Path, written: Form | None, row: int) -> str:
     """Where an editor shows data row ``row`` (from 0)."""
-    if not isinstance(config, PrepareCsv):
-        return f"row {row + 1}"
-    with config.raw.open("rb") as blocks:
-        if not any(b'"' in block for block in iter(partial(blocks.read, 1 << 20), b"")):
-            return f"line {row + 2}"
-    with config.raw.open(encoding="utf-8", errors="replace", newline="") as file:  # quoted fields may hold line ends
-        reader = csv.reader(file, delimiter=_separator(config.separator))
-        try:
-            for _ in range(row + 1):  # the header and the rows before
-                next(reader)
-            return f"line {reader.line_num + 1}"
-        except (csv.Error, StopIteration):
-            return f"row {row + 1}"
+    line = None if written is None else line_of(raw, row, written)
+    return f"row {row + 1}" if line is None else f"line {line}"
 
 
-def _unreadable(config: PrepareLog, error: Exception) -> InputError:
+def _unreadable(raw: Path, written: Form | None, why: str) -> InputError:
     """The error of a file that the parser gives up on, with the line where there is one."""
-    if isinstance(config, PrepareCsv):
-        with config.raw.open(encoding="utf-8", errors="replace", newline="") as file:
-            lines, again = itertools.tee(file)
-            reader, line = csv.reader(lines, delimiter=_separator(config.separator), strict=True), 1
-            try:
-                for _ in reader:
-                    # a quote inside of a field is text to this reader, but not to polars
-                    if sum(text.count('"') for text in itertools.islice(again, reader.line_num + 1 - line)) % 2:
-                        raise csv.Error
-                    line = reader.line_num + 1
-            except csv.Error:
-                return InputError(f"{config.raw}: line {line}: {_QUOTE}")
-    return InputError(f"{config.raw}: not readable as a click log: {str(error).splitlines()[0]}")
+    line = None if written is None else stray_quote(raw, written)
+    if line is not None:
+        return InputError(f"{raw}: line {line}: {STRAY_QUOTE}; {_NO_QUOTES}")
+    return InputError(f"{raw}: not readable as a click log: {why}")
 
 
 def _listed(columns: Iterable[str]) -> str:
     """What columns there are, for an error: the first ones, each cut short."""
-    return "it has " + ", ".join(repr(name[:40]) for name in itertools.islice(columns, 20) if name != _EXTRA)
+    return "it has " + ", ".join(repr(name[:40]) for name in itertools.islice(columns, 20) if name != EXTRA)
 
 
 def _read_titles(config: PrepareLog, path: Path) -> tuple[dict[str, str], tuple[str, ...]]:
     """The title of each item that has one in ``path``, the first where it has several; and notes of bad rows."""
-    columns = _header(path, ",")
+    columns = header(path, Form())
     for name in (config.item_col, "title"):
         if name not in columns:
             raise InputError(f"{path}: no column {name!r}; {_listed(columns)}")
@@ -333,5 +246,5 @@ def _read_titles(config: PrepareLog, path: Path) -> tuple[dict[str, str], tuple[
                     titles.setdefault(item, title)
                 line = reader.line_num + 1
         except csv.Error as error:
-            raise InputError(f"{path}: line {line}: {_QUOTE}: {error}") from None
+            raise InputError(f"{path}: line {line}: {STRAY_QUOTE}: {error}") from None
     return titles, bad.notes()

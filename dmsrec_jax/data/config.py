@@ -96,7 +96,7 @@ class PrepareLog(Prepare):
     augment_prefixes: bool = False
     """Train on every prefix of a session, not only on its last click. Test rows stay one per session."""
     skip_bad_rows: bool = False
-    """Count and report bad rows instead of stopping at the first."""
+    """Count and report bad rows instead of stopping at the first. A session's second row of one time is one of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +105,8 @@ class PrepareCsv(PrepareLog):
 
     separator: str = ","
     """The character between fields; `tab` for tabs."""
+    quotes: bool = True
+    """Fields may be quoted. --no-quotes: a quote is a character like any other."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,9 @@ import numpy as np
 import polars as pl
 
 from dmsrec_jax.data.bad_rows import BadRows
-from dmsrec_jax.data.clicklog import scan_text
 from dmsrec_jax.data.config import PrepareMovieLens
 from dmsrec_jax.data.dataset import Sessions
+from dmsrec_jax.data.delimited import Form, scan_text
 from dmsrec_jax.data.samples import last_clicks, prefixes, take
 from dmsrec_jax.data.splits import n_first
 from dmsrec_jax.data.write import Prepared
@@ -111,7 +111,7 @@ def _read_ratings(path: Path, bad: BadRows) -> tuple[np.ndarray, np.ndarray, np.
     fields = ("user", "", "movie", " ", "rating", "  ", "time", "   ", "more")
     try:
         table = (
-            scan_text(path, list(fields), ":", header=False, quote=None)
+            scan_text(path, list(fields), Form(":", quotes=False), has_header=False)
             .with_row_index("row")
             .with_columns(pl.col("user", "movie", "rating", "time").cast(pl.Int64, strict=False))
             .with_columns(

@@ -1,5 +1,7 @@
 """CSV and Parquet logs: the rules by hand, times, bad rows, and independence of chunks."""
 
+import gzip
+import os
 from datetime import UTC, datetime
 
 import numpy as np
@@ -49,6 +51,9 @@ def test_by_hand(tmp_path):
     assert rows(prepared.test) == [[3]]
     assert prepared.test.targets.tolist() == [1]
     assert prepared.notes == (
+        "log.csv: 1 lines begin inside of quotes, the first is line 8; "
+        "--no-quotes if a quote is a character like any other",
+        "clicks of 1970-01-01T00:00:10 to 1970-01-01T00:00:51 UTC",
         "11 clicks on 4 items read; 2 clicks dropped with items of fewer than 2 clicks and 1 sessions of fewer than 2",
         "0 test clicks on items unseen in training dropped, then 0 test sessions of fewer than 2",
     )
@@ -77,7 +82,7 @@ def test_unseen_test_items_go(tmp_path):
     prepared = read_log(config(tmp_path, text=LOG + LONGER, min_item_count=1, test_fraction=0.15))
     assert rows(prepared.test) == [[1, 2]]
     assert prepared.test.targets.tolist() == [3]
-    assert "1 test clicks on items unseen" in prepared.notes[1]
+    assert "1 test clicks on items unseen" in prepared.notes[-1]
 
 
 def test_titles(tmp_path):
@@ -140,7 +145,9 @@ BASE = 1_600_000_000
         lambda s: datetime.fromtimestamp(s, UTC).strftime("%Y-%m-%dT%H:%M:%S.25Z"),
         lambda s: datetime.fromtimestamp(s, UTC).strftime("%Y-%m-%d %H:%M:%S"),
         lambda s: datetime.fromtimestamp(s + 7200, UTC).strftime("%Y-%m-%d %H:%M:%S+0200"),
+        lambda s: datetime.fromtimestamp(s, UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
         lambda s: datetime.fromtimestamp(s * 60, UTC).strftime("%Y-%m-%d %H:%M"),
+        lambda s: datetime.fromtimestamp(s * 60, UTC).strftime("%Y-%m-%dT%H:%MZ"),
         lambda s: datetime.fromtimestamp(s * 86_400 - BASE * 86_400, UTC).strftime("%Y-%m-%d"),
     ],
 )
@@ -171,6 +178,19 @@ def test_parquet_of_any_type(tmp_path):
         assert rows(prepared.sessions) == [[2, 1, 3], [2, 1], [2, 3]], name
 
 
+@pytest.mark.parametrize("kind", [pl.Time, pl.Duration("us")])
+def test_a_time_without_a_date_is_refused(tmp_path, kind):
+    path = tmp_path / "log.parquet"
+    columns = {"session_id": ["s", "s"], "item_id": ["a", "b"], "timestamp": pl.Series([1, 2]).cast(kind)}
+    pl.DataFrame(columns).write_parquet(path)
+    with pytest.raises(InputError, match=r"log\.parquet: column 'timestamp' \(--time-col\) holds"):
+        read_log(PrepareParquet(out=tmp_path / "out", raw=path))
+
+
+def test_a_column_called_row(tmp_path):
+    assert rows(read_log(config(tmp_path, LOG.replace("note", "row"))).sessions) == [[2, 1, 3], [2, 1], [2, 3]]
+
+
 def test_not_a_number_is_no_id(tmp_path):
     path = tmp_path / "log.parquet"
     columns = {"session_id": [1.0, 1.0, float("nan")], "item_id": [1.0, float("nan"), 1.0], "timestamp": [1, 2, 3]}
@@ -180,6 +200,17 @@ def test_not_a_number_is_no_id(tmp_path):
     pl.DataFrame(columns | {"item_id": [1.0, 1.0, 1.0]}).write_parquet(path)
     with pytest.raises(InputError, match=r"log\.parquet: row 3: no session"):
         read_log(PrepareParquet(out=tmp_path / "out", raw=path))
+
+
+def test_whole_floats_are_integer_ids(tmp_path):
+    """A column of integers with a gap comes as floats; the titles' file has the integers."""
+    path, titles = tmp_path / "log.parquet", tmp_path / "items.csv"
+    ids = [7.0, 8.0, 8.0, 2.5, 7.0, 8.0, 7.0, 8.0]
+    columns = {"session_id": [1.0, 1, 2, 2, 3, 3, 4, 4], "item_id": ids, "timestamp": range(1, 9)}
+    pl.DataFrame(columns).write_parquet(path)
+    titles.write_text("item_id,title\n7,Tent\n8,Stove\n2.5,Half\n")
+    prepared = read_log(PrepareParquet(out=tmp_path / "out", raw=path, titles=titles, min_item_count=1))
+    assert dict(zip(prepared.item_ids, prepared.titles, strict=True)) == {"7": "Tent", "8": "Stove", "2.5": "Half"}
 
 
 BAD = {  # added as the log's second data row: an editor's line 3
@@ -222,7 +253,7 @@ def test_an_empty_extra_field_in_a_file_without_quotes(tmp_path, monkeypatch, en
     lines = ["session_id,item_id,timestamp", *(",".join(fields[:3]) for fields in PLAIN), "s5,b,60,"]
     text = (end or "\n").join(lines) + end
     for size in (1, 7, 1 << 22):
-        monkeypatch.setattr("dmsrec_jax.data.clicklog._BLOCK", size)
+        monkeypatch.setattr("dmsrec_jax.data.delimited._BLOCK", size)
         with pytest.raises(InputError, match=r"log\.csv: line 13: more fields"):
             read_log(config(tmp_path, text))
         assert rows(read_log(config(tmp_path, text, skip_bad_rows=True)).sessions) == [[2, 1, 3], [2, 1], [2, 3]]
@@ -244,6 +275,34 @@ def test_bytes_that_are_no_text(tmp_path):
 def test_a_quote_that_is_open_or_stray_is_named(tmp_path, field):
     with pytest.raises(InputError, match=r"log\.csv: line 14: a quote"):
         read_log(config(tmp_path, LOG + f's5,{field},60,\ns5,"b",61,"two\nlines"\n', skip_bad_rows=True))
+
+
+def test_quotes_that_swallow_lines(tmp_path):
+    """Two quotes lines apart make one field of all between, which nobody but the file's owner can tell is wrong."""
+    text = LOG.replace('"x, y"', "").replace('"two\nlines"', "") + 's5,b,60,"1 \ns6,a,70,\ns6,b,71,2"\ns6,c,72,\n'
+    swallowed = read_log(config(tmp_path, text))
+    assert "2 lines begin inside of quotes, the first is line 14; --no-quotes" in swallowed.notes[0]
+    literal = read_log(config(tmp_path, text, quotes=False))
+    assert "13 clicks" in swallowed.notes[-2]
+    assert "15 clicks" in literal.notes[-2]
+    assert not any("inside of quotes" in note for note in literal.notes)
+
+
+def test_quotes_that_two_readers_read_differently(tmp_path):
+    lines = LOG.replace('"x, y"', "").replace('"two\nlines"', "").splitlines()
+    for at, quotes in ((2, '"x'), (5, ' "x"'), (9, '"""')):
+        lines[at] += quotes
+    with pytest.raises(InputError, match=r"log\.csv: line \d+: a quote"):
+        read_log(config(tmp_path, "\n".join(lines) + "\n"))
+
+
+def test_a_pipe_and_a_compressed_file_are_named(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for kind in (PrepareCsv, PrepareParquet):
+        with pytest.raises(InputError, match=r"pipe: not a regular file"):
+            read_log(kind(out=tmp_path / "out", raw=tmp_path / "pipe"))
+    with pytest.raises(InputError, match=r"log\.csv: line 1: .* compressed: unpack it first"):
+        read_log(config(tmp_path, gzip.compress(LOG.encode())))
 
 
 @pytest.mark.parametrize(
