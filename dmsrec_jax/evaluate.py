@@ -51,6 +51,10 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> None:
         raise InputError(f"--fuse-by {config.fuse_by}: needs --fuse")
     if config.fuse_by == "scores" and len(config.fuse) >= MOST_POOLED:
         raise InputError(f"--fuse-by scores: of at most {MOST_POOLED} runs, for all their weights are tried")
+    paths = [path.resolve() for path in (config.run, *config.fuse)]
+    twice = next((path for path in config.fuse if paths.count(path.resolve()) > 1), None)
+    if twice is not None:
+        raise InputError(f"--fuse {twice}: is given twice")
     if config.fuse and config.compare is not None:
         raise InputError(f"--compare {config.compare}: not beside --fuse; compare the run that --out writes")
     if config.out is not None:  # before the scoring
@@ -121,7 +125,7 @@ def _fuse(config: EvaluateConfig, first: _Judged, console: Console | None) -> No
     print_results(labelled | {f"{kind}({', '.join(names)})": fusion}, console)
     if "weights" in fusion:
         chosen = ", ".join(f"{name} {weight:.1f}" for name, weight in zip(names, fusion["weights"], strict=True))
-        (console or Console()).print(f"weights, chosen on validation: {chosen}", soft_wrap=True)
+        (console or Console(markup=False)).print(f"weights, chosen on validation: {chosen}", soft_wrap=True)
     for name, of_run in zip(names, runs, strict=True):
         print_differences(f"fusion − {label(name, of_run.about)}", fusion["differences"][str(of_run.path)], console)
 

@@ -25,7 +25,8 @@ from dmsrec_jax.data.config import (
 from dmsrec_jax.data.movielens import read_movielens
 from dmsrec_jax.data.npz import read_npz
 from dmsrec_jax.data.srgnn_pickle import read_pickles
-from dmsrec_jax.data.write import Prepared, table1, write_dataset
+from dmsrec_jax.data.write import Prepared, shorten_titles, table1, write_dataset
+from dmsrec_jax.errors import InputError
 from dmsrec_jax.files import check_replaceable
 
 SOURCES = {
@@ -47,14 +48,18 @@ def main(argv: Sequence[str] | None = None) -> None:
 def prepare(config: Prepare) -> None:
     """Reads the source that ``config`` is of, writes the dataset folder and prints its Table 1 row."""
     check_replaceable(config.out, marker="sessions_items.npy", overwrite=config.overwrite)  # before hours of reading
+    for path in (getattr(config, "raw", None), getattr(config, "titles", None)):
+        if path is not None and path.resolve().is_relative_to(config.out.resolve()):
+            raise InputError(f"--out {config.out}: would replace {path}, which is to be read")
     prepared, provenance = _read(config)
+    prepared = shorten_titles(prepared)
     name = config.name or config.out.resolve().name
     dataset = write_dataset(prepared, config.out, name=name, provenance=provenance, overwrite=config.overwrite)
-    console = Console()
+    console = Console(markup=False, highlight=False)
     console.print(table1(dataset))
     for note in prepared.notes:
-        console.print(note, markup=False, highlight=False, soft_wrap=True)
-    console.print(f"{config.out}: hash {dataset.hash[:12]}", markup=False, highlight=False, soft_wrap=True)
+        console.print(note, soft_wrap=True)
+    console.print(f"{config.out}: hash {dataset.hash[:12]}", soft_wrap=True)
 
 
 def _read(config: Prepare) -> tuple[Prepared, dict[str, Any]]:

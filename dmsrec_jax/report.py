@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from dmsrec_jax import cli, report_figures, report_tables
 from dmsrec_jax.artifacts import read_intents
 from dmsrec_jax.config import ReportConfig
@@ -87,10 +89,10 @@ def report(config: ReportConfig) -> None:
 def opening(dataset: SessionDataset, runs: Sequence[JudgedRun]) -> list[str]:
     """What the page is about: the data, the runs, and where no LLM took part."""
     counts = dataset.meta["counts"]
+    train, test = (len(np.unique(samples.chains)) for samples in (dataset.train, dataset.test))
     text = (
-        f"{counts['train_rows']:,} training and {counts['test_rows']:,} test sessions (prefixes of "
-        f"{counts['train_sessions']:,} and {counts['test_sessions']:,} whole ones), {counts['items']:,} items; "
-        f"data hash {dataset.hash[:12]}."
+        f"{counts['train_rows']:,} training and {counts['test_rows']:,} test sessions (prefixes of {train:,} and "
+        f"{test:,} whole ones), {counts['items']:,} items; data hash {dataset.hash[:12]}."
     )
     without = [run.name for run in runs if run.engine and run.engine.startswith("no LLM")]
     parts = [paragraph(text)]

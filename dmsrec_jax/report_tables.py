@@ -15,7 +15,10 @@ RESULTS = (
     "Percent, full ranking over all items; HR@K is the paper's P@K. Seen: items of the session itself. "
     "±: half the 95 % interval, from a bootstrap that draws whole chains of prefixes."
 )
-SELECTED = "†: paper protocol, the best epoch of each metric was SELECTED ON THE TEST SET; ± is of the epoch kept."
+SELECTED = (
+    "†: paper protocol, the best epoch of each metric was SELECTED ON THE TEST SET; "
+    "±, differences and hit rates by kind of session are of the one epoch kept."
+)
 DIFFERENCES = (
     "Paired by test session, with 95 % intervals from the same bootstrap; * where the interval leaves out 0. "
     "Nothing is corrected for how many differences there are."

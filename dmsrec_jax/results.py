@@ -256,7 +256,7 @@ def _print_table(title: str, rows: Mapping[str, Cell], caption: str, console: Co
         for name, cell in rows.items():
             table.add_row(name, *[cell(view, metric) for metric in METRICS])
         table.add_section()
-    console = console or Console()
+    console = console or Console(markup=False)
     # Into a file or a narrow terminal the whole table goes all the same: rich would drop its last columns.
     needed = console.measure(table, options=console.options.update(width=200)).maximum
     console.print(table, width=max(console.width, needed), crop=False)

@@ -277,6 +277,8 @@ def test_bad_input_is_one_line(model: Path, rules: Path, tmp_path, refused):
     assert "needs --fuse" in error(*flags, "--out", tmp_path / "out")
     assert "--compare" in error(*flags, "--fuse", rules, "--compare", rules)
     assert "nowhere" in error(*flags, "--fuse", tmp_path / "nowhere")
+    assert f"--fuse {rules}: is given twice" in error(*flags, "--fuse", rules, rules)
+    assert f"--fuse {model}: is given twice" in error(*flags, "--fuse", rules, model)
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").touch()
     assert "--overwrite" in error(*flags, "--fuse", rules, "--out", tmp_path / "taken")

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -272,6 +273,33 @@ def test_an_existing_folder_is_kept_unless_told(tmp_path, capsys):
     main(["demo", "--out", str(out), "--seed", "1", "--overwrite"])
     assert SessionDataset.load(out, verify=True).hash != before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("flag", ["--raw", "--titles"])
+def test_what_is_read_is_not_replaced(tmp_path, refused, flag):
+    out, outside = tmp_path / "out", tmp_path / "items.csv"
+    raw = make(tmp_path / "raw", "csv")
+    outside.write_text("item_id,title\ni1,One\n")
+    main(["csv", "--raw", str(raw), "--out", str(out)])
+    inside = out / "mine.csv"
+    shutil.copy(raw if flag == "--raw" else outside, inside)
+    files = {"--raw": raw, "--titles": outside} | {flag: inside}
+    flags = [word for pair in files.items() for word in pair]
+    assert f"would replace {inside}" in refused(main, "csv", *flags, "--out", out, "--overwrite")
+    assert inside.is_file()
+
+
+def test_long_titles_are_cut(tmp_path, capsys):
+    titles = {str(i): "T" * (999 + i) for i in range(1, 5)}
+    raw = make(tmp_path / "raw", "npz", titles__json=json.dumps(titles))
+    main(["npz", "--raw", str(raw), "--out", str(tmp_path / "out")])
+    assert [len(title) for title in SessionDataset.load(tmp_path / "out").titles] == [0, 1000, 1000, 1000, 1000]
+    assert "3 titles cut to 1,000 characters" in capsys.readouterr().out
+
+
+def test_names_in_brackets(tmp_path, capsys):
+    main(["npz", "--raw", str(make(tmp_path / "raw", "npz")), "--name", "[/a]", "--out", str(tmp_path / "out")])
+    assert "[/a]" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("place", ["file", "file/deeper"])

@@ -117,6 +117,15 @@ def test_numbers_are_those_of_the_results(report: Path, runs: dict[str, Path]):
         assert all(f"| {number} ±" in markdown for number in due[0])
 
 
+def test_sessions_that_rows_come_from_are_counted(report: Path, hostile: SessionDataset):
+    """Those of one click have no row."""
+    whole = int((hostile.sessions.lengths > 1).sum())
+    assert whole < len(hostile.sessions)
+    text = (report / "report.html").read_text()
+    assert f"{len(hostile.train)} training and" in text
+    assert f"(prefixes of {whole} and" in text
+
+
 def test_paper_rows_and_differences(report: Path, runs: dict[str, Path]):
     text = (report / "report.html").read_text()
     rows = {row[0]: row[1:] for row in Page(text).rows}

@@ -1,6 +1,6 @@
 """Writing a dataset folder, and the row of the paper's Table 1 that describes it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,9 @@ from dmsrec_jax.data.dataset import SCHEMA_VERSION, SessionDataset, Sessions, Sp
 from dmsrec_jax.data.samples import longest, ragged
 from dmsrec_jax.errors import InputError
 from dmsrec_jax.files import sha256, staged_folder, write_json, write_npy
+
+TITLE = 1000
+"""Most characters of a title: an array of titles takes the longest one's width for every item."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,15 @@ class Prepared:
     """Lines to print and to keep in ``meta.json``."""
     inputs: tuple[Path, ...] = ()
     """The raw files; ``meta.json`` keeps their SHA-256."""
+
+
+def shorten_titles(prepared: Prepared) -> Prepared:
+    """``prepared`` with no title above `TITLE` characters, and a note of those cut."""
+    long = sum(len(title) > TITLE for title in prepared.titles or ())
+    if not long:
+        return prepared
+    titles = [title[:TITLE] for title in prepared.titles or ()]
+    return replace(prepared, titles=titles, notes=(*prepared.notes, f"{long:,} titles cut to {TITLE:,} characters"))
 
 
 def write_dataset(
