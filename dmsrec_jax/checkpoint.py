@@ -42,19 +42,27 @@ class Checkpoints:
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(notes))
         self._manager.save(epoch, args=args)
 
+    def notes(self) -> dict[str, Any] | None:
+        """The notes of the last epoch saved alone, whatever its state looks like; None where nothing was saved."""
+        epoch = self._manager.latest_step()
+        if epoch is None:
+            return None
+        return self._restore(epoch, notes=ocp.args.JsonRestore()).notes
+
     def latest(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
         """The last epoch saved, its state in the form of ``like``, and its notes; None where nothing was saved."""
         epoch = self._manager.latest_step()
         if epoch is None:
             return None
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        saved = self._restore(epoch, state=ocp.args.StandardRestore(abstract), notes=ocp.args.JsonRestore())
+        return epoch, saved.state, saved.notes
+
+    def _restore(self, epoch: int, **items: Any) -> Any:
         try:
-            saved = self._manager.restore(
-                epoch, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), notes=ocp.args.JsonRestore())
-            )
+            return self._manager.restore(epoch, args=ocp.args.Composite(**items))
         except (ValueError, KeyError, FileNotFoundError) as error:
             raise InputError(f"{self._manager.directory}: not a checkpoint of this run: {_brief(error)}") from None
-        return epoch, saved.state, saved.notes
 
     def close(self) -> None:
         self._manager.close()

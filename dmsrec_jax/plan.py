@@ -5,7 +5,8 @@
     grid:       setting → list of values; every combination is run
     settings:   name → settings, one run each; together with ``grid`` every combination of both
 
-Paths are relative to the working directory, as in `train`. A run without intents leaves out what ``base`` says of them.
+Paths are relative to the working directory, as in `train`. A run without intents leaves out what ``base`` says of them,
+one of another backbone what it says of that of ``base`` alone.
 """
 
 import dataclasses
@@ -17,11 +18,12 @@ from typing import Any, NamedTuple
 
 import jax
 
+from dmsrec_jax.backbones import BACKBONES
 from dmsrec_jax.cli import from_mapping, read_yaml
 from dmsrec_jax.config import SweepConfig, TrainConfig
 from dmsrec_jax.errors import InputError
 from dmsrec_jax.model import Hyper
-from dmsrec_jax.recipe import FUSED_FLAGS, HOW_IT_RUNS, check_flags, hyper
+from dmsrec_jax.recipe import FUSED_FLAGS, HOW_IT_RUNS, check_flags, foreign_flags, hyper
 
 KEYS = ("base", "seeds", "grid", "settings")
 OF_THE_COMMAND = HOW_IT_RUNS | {"seed"}
@@ -72,6 +74,9 @@ def read_plan(command: SweepConfig) -> tuple[dict[str, dict[str, Any]], list[Mem
         values = base | overrides
         if values.get("intents") is None:
             values = {key: value for key, value in values.items() if key not in FUSED_FLAGS or key in overrides}
+        if values.get("backbone") in BACKBONES:
+            foreign = foreign_flags(values["backbone"])
+            values = {key: value for key, value in values.items() if key not in foreign or key in overrides}
         for seed in seeds:
             config = from_mapping(TrainConfig, {**values, "seed": seed, "devices": 1}, source=path)
             if "backbone" not in values:
@@ -81,16 +86,17 @@ def read_plan(command: SweepConfig) -> tuple[dict[str, dict[str, Any]], list[Mem
             except InputError as error:
                 raise InputError(f"{path}: {name}: {error}") from None
             members.append(Member(name, config))
-    _check_distinct(members, path)
+    _check_distinct(members, settings, path)
     return settings, members
 
 
-def _check_distinct(members: list[Member], path: Path) -> None:
+def _check_distinct(members: list[Member], settings: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     """Refuses settings that are one: such as fused ones where there are no intents."""
     names: dict[TrainConfig, str] = {}
     for member in members:
         if (same := names.setdefault(member.config, member.setting)) != member.setting:
-            hint = "" if member.config.intents else "; --intents would tell plain from fused runs"
+            plain_or_fused = "intents" in settings[same].keys() | settings[member.setting].keys()
+            hint = "; --intents would tell plain from fused runs" if plain_or_fused else ""
             raise InputError(f"{path}: the settings {same} and {member.setting} are the same{hint}")
 
 

@@ -75,13 +75,25 @@ def check_flags(config: TrainConfig) -> None:
     for name in FUSED_FLAGS if config.intents is None else ():
         if getattr(config, name) != getattr(plain, name):
             raise InputError(f"{flag_of(name)} {getattr(config, name)}: needs --intents")
+    for name in foreign_flags(config.backbone):
+        if getattr(config, name) != getattr(plain, name):
+            raise InputError(f"{flag_of(name)} {getattr(config, name)}: {config.backbone} has no such setting")
     check_padding(config.released_padding, config.backbone)
     if config.order > 1 and config.backbone != "msgifsr":
         raise InputError(f"--order {config.order}: needs --backbone msgifsr")
     if config.score == "dot" and own_score(config.backbone) == "cosine":
         raise InputError(f"--score dot: the scores of {config.backbone} are cosines")
-    if config.semantics == "released":
-        released(config)
+    if config.semantics == "released" and config.align_weight is None and released(config).weight == 0:
+        for name in ("align", "alpha", "beta"):
+            if getattr(config, name) != getattr(plain, name):
+                does_nothing = f"{config.backbone} as released weighs its alignment by 0; give --align-weight"
+                raise InputError(f"{flag_of(name)} {getattr(config, name)}: {does_nothing}")
+
+
+def foreign_flags(backbone: str) -> list[str]:
+    """Settings that other backbones read, and this one does not."""
+    foreign = {name for other in BACKBONES for name in rates(other)} - set(rates(backbone))
+    return sorted(foreign if reads(backbone) is ItemGraph else foreign | {"n_neighbors"})
 
 
 def check_padding(padding: int | None, backbone: str, longest: int = 1) -> None:

@@ -52,6 +52,8 @@ console = Console(markup=False, highlight=False)
 def train(config: TrainConfig) -> None:
     """Trains one model and writes its run folder."""
     check_flags(config)
+    if config.resume and config.overwrite:
+        raise InputError("--resume and --overwrite: give one of them")
     split_cpu(config.devices or 1)
     if config.tensorboard:
         summary_writer()
@@ -89,10 +91,12 @@ def train_in(
     best = params
     history: History = []
     checkpoints = Checkpoints(run / "checkpoints")
+    if config.resume:
+        check_same_inputs(run, config, checkpoints.notes() or {}, inputs.hashes)
+        write_config(run, kept_settings(config, dataset, run))
     saved = checkpoints.latest({"state": state, "best": best}) if config.resume else None
     if saved:
         _, trees, notes = saved
-        check_same_inputs(run, config, notes, inputs.hashes)
         state, best, history = TrainState(*trees["state"]), trees["best"], notes["history"]
         console.print(f"{run}: goes on after epoch {len(history)}")
     write_metrics(run, history)
@@ -142,19 +146,17 @@ def open_run_folder(config: TrainConfig, inputs: Inputs) -> Path | None:
     run = config.out or Path("runs") / f"{dataset.name}-{config.backbone}-{config.seed}"
     check_no_file(run, "--out ")
     check_unlocked(run)
-    kept = kept_settings(config, dataset, run)
     if config.resume and (run / "config.yaml").is_file():
         check_same_settings(run, config, "--resume ")
         if (run / "results.json").is_file():
             check_same_inputs(run, config, read_json(run / "model.json").get("inputs", {}), inputs.hashes)
             console.print(f"{run}: finished already")
             return None
-        write_config(run, kept)
         return run
     if run.is_dir() and any(run.iterdir()) and not config.overwrite:
         raise InputError(f"{run}: exists already; give --resume to go on with it or --overwrite to replace it")
     with staged_folder(run, marker="config.yaml", overwrite=config.overwrite) as staged:
-        write_config(staged, kept)
+        write_config(staged, kept_settings(config, dataset, run))
     return run
 
 

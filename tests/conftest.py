@@ -14,7 +14,7 @@ from dmsrec_jax.data.write import Prepared, write_dataset
 
 SHARED = Path(os.environ.get("DMSREC_SHARED", Path(__file__).parents[1] / "../shared"))
 N_ITEMS = 30
-SMALL = ("--d", 8, "--batch-size", 16, "--epochs", 2, "--n-neighbors", 4, "--lr", 0.01)
+SMALL = ("--d", 8, "--batch-size", 16, "--epochs", 2, "--lr", 0.01)
 """Flags of a training run that takes no time."""
 
 

@@ -71,9 +71,11 @@ def test_a_missing_folder_is_named(tmp_path):
 def test_checkpoints_keep_the_latest(tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     assert checkpoints.latest(TREE) is None
+    assert checkpoints.notes() is None
     for epoch in (1, 2, 3):
         checkpoints.save(epoch, jax.tree.map(lambda x, e=epoch: x * e, TREE), {"history": [0.1] * epoch})
     checkpoints.close()
+    assert Checkpoints(tmp_path / "checkpoints").notes() == {"history": [0.1] * 3}, "whatever form the state has"
     epoch, state, notes = Checkpoints(tmp_path / "checkpoints").latest(TREE)
     assert epoch == 3
     assert notes == {"history": [0.1] * 3}

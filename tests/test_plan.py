@@ -115,6 +115,17 @@ def test_settings_that_are_one_are_refused(plan):
         plan(base={"backbone": "srgnn"}, settings=settings)
     with pytest.raises(InputError, match=r"fused and again are the same$"):
         plan(base=BASE, settings={"fused": {}, "again": {"alpha": 1.0}})
+    with pytest.raises(InputError, match=r"lr=0\.001 and again are the same$"):
+        plan(base={"backbone": "srgnn"}, settings={"lr=0.001": {"lr": 0.001}, "again": {}})
+
+
+def test_what_base_says_of_another_backbone_is_left_out_but_not_what_a_setting_says(plan):
+    base = {"backbone": "gcegnn", "dropout_global": 0.2, "n_neighbors": 5}
+    _, (gcegnn, srgnn) = plan(base=base, settings={"gcegnn": {}, "srgnn": {"backbone": "srgnn"}})
+    assert (gcegnn.config.dropout_global, gcegnn.config.n_neighbors) == (0.2, 5)
+    assert (srgnn.config.dropout_global, srgnn.config.n_neighbors) == (0.5, 12)
+    with pytest.raises(InputError, match=r"dropout_global=0\.1: --dropout-global 0\.1: srgnn has no such setting"):
+        plan(base={"backbone": "srgnn"}, grid={"dropout_global": [0.1, 0.5]})
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

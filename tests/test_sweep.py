@@ -19,7 +19,7 @@ from dmsrec_jax.runs import load_run
 from dmsrec_jax.train import main as train
 from tests.conftest import command, four_devices, write_tiny, write_tiny_intents
 
-BASE = {"d": 8, "batch_size": 16, "epochs": 12, "patience": 12, "n_neighbors": 4, "lr": 0.01}
+BASE = {"d": 8, "batch_size": 16, "epochs": 12, "patience": 12, "lr": 0.01}
 
 
 def call(main, *argv: object) -> None:

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from dmsrec_jax.data import SessionDataset
+from dmsrec_jax.data.write import Prepared, write_dataset
 from dmsrec_jax.files import locked
 from dmsrec_jax.history import best_epoch, best_of_each
 from dmsrec_jax.metrics import METRICS, VIEWS, out_of_reach, summarise
@@ -188,6 +189,27 @@ def test_bad_flags_are_named(tiny: SessionDataset, tmp_path, refused, flag, valu
     assert not list(tmp_path.iterdir()), "the right command must not find anything in its way"
 
 
+@pytest.mark.parametrize(
+    ("backbone", "flags"),
+    [
+        ("srgnn", ("--dropout-global", 0.9)),
+        ("srgnn", ("--n-neighbors", 5)),
+        ("gcegnn", ("--dropout-layers", 0.1)),
+        ("gcegnn", ("--feature-dropout", 0.2)),
+        ("share", ("--self-supervision", 0.1)),
+        ("gcegnn", ("--order", 2)),
+        ("srgnn", ("--align", "infonce")),
+        ("srgnn", ("--align", "infonce", "--semantics", "released", "--intents", "there")),
+        ("msgifsr", ("--alpha", 0.5, "--semantics", "released", "--intents", "there")),
+        ("srgnn", ("--resume", "--overwrite")),
+    ],
+)
+def test_flags_that_would_do_nothing_are_refused(tiny: SessionDataset, tmp_path, refused, backbone, flags):
+    base = ("--backbone", backbone, "--dataset", tiny.path, "--out", tmp_path / "run")
+    assert flags[0] in refused(main, *base, *flags)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_run_is_not_replaced_for_what_cannot_be_made(tiny: SessionDataset, tmp_path, refused):
     run = tmp_path / "run"
     call("--backbone", "srgnn", "--dataset", tiny.path, "--out", run, *SMALL, "--epochs", 1)
@@ -278,8 +300,18 @@ def test_resume_on_another_dataset_is_refused(tiny: SessionDataset, tmp_path, re
     flags = ("--backbone", "srgnn", "--out", run, *SMALL)
     call(*flags, "--dataset", tiny.path)
     (run / "results.json").unlink()
-    error = refused(main, *flags, "--dataset", other.path, "--resume", "--n-neighbors", 8)
-    assert "--n-neighbors" in error
-    assert refused(main, *flags, "--dataset", other.path, "--resume")
+    error = refused(main, *flags, "--dataset", other.path, "--resume", "--d", 8)
+    assert "--d" in error
+    larger = write_dataset(
+        Prepared(other.train, other.test, other.sessions, [*other.item_ids[1:], "more"]),
+        tmp_path / "larger",
+        name="larger",
+        provenance={},
+    )
+    settings = (run / "config.yaml").read_text()
+    for data in (other, larger):  # with its number of items a checkpoint's shapes change
+        error = refused(main, *flags, "--dataset", data.path, "--resume")
+        assert f"began on another --dataset than {data.path}" in error
+        assert (run / "config.yaml").read_text() == settings
     (run / "config.yaml").write_text("[")
     assert "config.yaml" in refused(main, *flags, "--dataset", tiny.path, "--resume")
