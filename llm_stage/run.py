@@ -43,7 +43,7 @@ def run(config: RunConfig) -> None:
     """Answers all questions that are not answered yet, then writes the intents and the report."""
     console = Console(markup=False, highlight=False)
     check_settings(config)
-    dataset = SessionDataset.load(config.dataset)
+    dataset = SessionDataset.load(config.dataset, verify=True)  # answers carry its hash
     if config.check:
         engine = build_engine(config, dataset)
         check_end(config)
