@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from dmsrec_jax.errors import InputError
-from dmsrec_jax.files import locked, read_json, staged_files, write_json
+from dmsrec_jax.files import check_unlocked, locked, read_json, staged_files, write_json
 from llm_stage.engines.base import Answer
 
 FILE_BYTES = 1 << 26
@@ -101,13 +101,13 @@ class AnswerStore:
 
 
 def read_answers(folder: Path) -> tuple[dict[str, Any], Iterator[tuple[int, Answer]]]:
-    """The identity and the finished rows of a folder that nobody writes to; nothing is changed.
+    """The identity and the finished rows of a folder that nobody writes to, such as one on a read-only disk.
 
     Raises:
       InputError: it is no folder of answers, another process holds it, or it is damaged.
     """
     identity = read_object(folder / "identity.json")
-    locked(folder).close()
+    check_unlocked(folder)
     batches, _ = _whole_batches(folder)
     return identity, (pair for batch in batches for pair in _parse(_read(folder, batch)))
 

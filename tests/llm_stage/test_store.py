@@ -1,5 +1,6 @@
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -33,6 +34,22 @@ def test_what_is_appended_is_read_in_order_by_anyone_later(tmp_path):
     identity, found = read_answers(tmp_path)
     assert identity == IDENTITY
     assert dict(found) == {row: answer(row) for row in rows}
+
+
+@pytest.mark.parametrize("lock", [True, False])
+def test_answers_are_read_from_a_disk_that_takes_no_writing(tmp_path, monkeypatch, lock):
+    fill(tmp_path, [0, 1])
+    if not lock:
+        (tmp_path / "lock").unlink()
+    inner = Path.open
+
+    def read_only(self, mode="r", *args, **words):
+        if set(mode) & set("wax+"):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
+        return inner(self, mode, *args, **words)
+
+    monkeypatch.setattr(Path, "open", read_only)
+    assert dict(read_answers(tmp_path)[1]) == {row: answer(row) for row in (0, 1)}
 
 
 def test_a_finished_row_is_never_answered_again(tmp_path):
