@@ -129,13 +129,14 @@ def _name(file: int) -> str:
 
 
 def _check_identity(folder: Path, identity: dict[str, Any]) -> None:
-    path = folder / "identity.json"
-    if not path.exists():
-        if (folder / "index").exists():
-            raise InputError(f"{path}: missing, so nobody knows what the answers beside it are of")
+    """Of a folder without any answer, whatever it was begun with, ``identity`` becomes the identity."""
+    path, index = folder / "identity.json", folder / "index"
+    if not (index.exists() and index.stat().st_size):
         with staged_files(folder, last=path.name) as staged:
             write_json(staged / path.name, identity)
         _sync_folder(folder)
+    elif not path.exists():
+        raise InputError(f"{path}: missing, so nobody knows what the answers beside it are of")
     if differences := differing(read_json(path), identity):
         key, there, here = differences[0]
         raise InputError(f"{folder}: begun with {key} {there}, not {here}; give another --out")

@@ -131,6 +131,22 @@ def test_another_identity_is_refused_and_the_key_named(tmp_path):
         AnswerStore(tmp_path, IDENTITY)
 
 
+def test_a_folder_without_answers_is_bound_to_nothing(tmp_path):
+    """As after a mistyped --model, to which the endpoint said 404."""
+    other = IDENTITY | {"engine": {"model": "mistyped", "decode": "free"}}
+    AnswerStore(tmp_path, other).__exit__(None, None, None)
+    fill(tmp_path, [0])
+    assert read_answers(tmp_path)[0] == IDENTITY
+    with pytest.raises(InputError, match=r'engine\.model "m", not "mistyped"'):
+        AnswerStore(tmp_path, other)
+    (tmp_path / "index").write_bytes((tmp_path / "index").read_bytes()[:-3])  # a kill tore the only line
+    with pytest.raises(InputError, match=r"engine\.model"):
+        AnswerStore(tmp_path, other)
+    AnswerStore(tmp_path, IDENTITY).__exit__(None, None, None)
+    AnswerStore(tmp_path, other).__exit__(None, None, None)
+    assert read_answers(tmp_path)[0] == other
+
+
 def test_one_process_writes_at_a_time(tmp_path):
     with AnswerStore(tmp_path, IDENTITY):
         for attempt in (lambda: AnswerStore(tmp_path, IDENTITY), lambda: read_answers(tmp_path)):
