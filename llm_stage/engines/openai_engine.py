@@ -25,6 +25,8 @@ from llm_stage.prompts import Chat
 KEY = "OPENAI_API_KEY"
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 """Seconds."""
+OF_CLIENT = {"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR"}
+"""Variables that the client reads by itself."""
 BUSY = {408, 409, 425, 429}
 """Statuses beside 5xx after which a request is tried again."""
 RENAMED = {"max_tokens": "max_completion_tokens", "temperature": None, "seed": None}
@@ -40,7 +42,7 @@ def build(config: RunConfig, dataset: SessionDataset) -> Engine:
     """The engine that `RunConfig` describes; the endpoint is met with the first batch.
 
     Raises:
-      InputError: the address is none, or the key.
+      InputError: the address is none, or the key, or a variable that the client reads (such as HTTP_PROXY).
     """
     return llm_engine(OpenAIModel(config), config, dataset)
 
@@ -53,8 +55,7 @@ class OpenAIModel:
     """A `LanguageModel`."""
 
     def __init__(self, config: RunConfig) -> None:
-        if not config.base_url.startswith(("http://", "https://")):
-            raise InputError(f"--base-url {config.base_url}: http:// or https:// is due")
+        check_address(config.base_url)
         self.url = config.base_url.rstrip("/")
         self.name = config.model
         self.label = f"{config.model} (OpenAI-compatible endpoint)"
@@ -65,11 +66,15 @@ class OpenAIModel:
         self.key = os.environ.get(KEY, "").strip()  # files and secret stores end it with a line break
         if not (self.key.isascii() and self.key.isprintable()):  # refused here: the client's error would show it
             raise InputError(f"{KEY}: holds characters that no key has")
-        self.client = httpx.Client(
-            timeout=config.timeout,
-            limits=httpx.Limits(max_connections=config.concurrency),
-            headers={"Authorization": f"Bearer {self.key}"} if self.key else {},
-        )
+        try:
+            self.client = httpx.Client(
+                timeout=config.timeout,
+                limits=httpx.Limits(max_connections=config.concurrency),
+                headers={"Authorization": f"Bearer {self.key}"} if self.key else {},
+            )
+        except (httpx.InvalidURL, ImportError, ValueError, OSError) as error:
+            named = ", ".join(name for name in os.environ if name.upper() in OF_CLIENT)
+            raise InputError(f"{named or '--engine openai'}: {error}") from None
         self.random = random.Random(0)
         self.refused: frozenset[str] = frozenset()
         """Of `RENAMED`, what this model turned out to refuse."""
@@ -175,6 +180,23 @@ class OpenAIModel:
         hint = f"; set {KEY}" if problem.startswith("401") else ""
         line = f"--base-url {self.url}: {path}: {problem}{hint}"
         return line.replace(self.key, "…") if self.key else line
+
+
+def check_address(address: str) -> None:
+    """Refuses what no request can be sent to.
+
+    Raises:
+      InputError: it is no http(s) address with a host.
+    """
+    if not address.startswith(("http://", "https://")):
+        raise InputError(f"--base-url {address}: http:// or https:// is due")
+    try:
+        host = httpx.URL(address).raw_host.decode()
+        host.encode("idna")  # as sockets do
+    except (httpx.InvalidURL, ValueError) as error:
+        raise InputError(f"--base-url {address}: {error}") from None
+    if not host:
+        raise InputError(f"--base-url {address}: has no host")
 
 
 def _reason(response: httpx.Response) -> str:

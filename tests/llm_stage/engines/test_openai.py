@@ -1,6 +1,7 @@
 """The client, against a small server that misbehaves in the ways real ones do."""
 
 import json
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -220,6 +221,27 @@ def test_endpoints_without_prompt_log_probabilities_are_named(catalogue, serve):
         engine(catalogue, server, decode="score").answer(questions(1))
 
 
-def test_the_address_must_be_one(catalogue):
-    with pytest.raises(InputError, match=r"^--base-url localhost"):
-        build(settings(catalogue, "openai", base_url="localhost:8000"), catalogue)
+@pytest.mark.parametrize(
+    "address", ["localhost:8000", "http://localhost:abc/v1", "http://[::1", "http://", "http://:80/v1", "http://a..b/v1"]
+)
+def test_the_address_must_be_one(catalogue, address):
+    with pytest.raises(InputError, match=f"^--base-url {re.escape(address)}: "):
+        build(settings(catalogue, "openai", base_url=address), catalogue)
+
+
+@pytest.mark.parametrize("address", ["http://[::1]:8000/v1", "https://bücher.example/v1", "http://10.0.0.1/v1/"])
+def test_addresses_of_all_kinds_are_taken(catalogue, address):
+    build(settings(catalogue, "openai", base_url=address), catalogue)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("ALL_PROXY", "socks9://a:1"), ("http_proxy", "foo:bar"), ("NO_PROXY", "[::"), ("SSL_CERT_FILE", "/nowhere/ca")],
+)
+def test_a_variable_that_the_client_cannot_use_is_named(catalogue, monkeypatch, name, value):
+    for other in openai_engine.OF_CLIENT:
+        monkeypatch.delenv(other, raising=False)
+        monkeypatch.delenv(other.lower(), raising=False)
+    monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=f"^{name}: "):
+        build(settings(catalogue, "openai"), catalogue)
