@@ -34,6 +34,11 @@ RENAMED = {"max_tokens": "max_completion_tokens", "temperature": None, "seed": N
 CHARACTERS_PER_TOKEN = 4
 """For the estimates of `OpenAIModel.preview`; the endpoint has the tokenizer."""
 
+UNREADABLE = (ValueError, AttributeError, LookupError, TypeError, OverflowError, RecursionError)
+"""What reading a reply raises where it is not as the protocol has it."""
+MOST_TOKENS = 2**31 - 1
+"""Of one question; a larger number is none."""
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -151,10 +156,10 @@ class OpenAIModel:
                 if response.status_code == 200:
                     try:
                         return read(response.json())
-                    except (ValueError, AttributeError, LookupError, TypeError):
+                    except UNREADABLE:
                         problem = "200 without what the protocol has in it"
                 elif response.status_code not in BUSY and response.status_code < 500:
-                    if response.status_code in {400, 413, 422} and _says_too_long(problem):
+                    if response.status_code in {400, 413, 422} and _says_too_long(response):
                         raise TooLongError
                     raise InputError(self._line(path, problem))
                 wait = _seconds(response.headers.get("retry-after"))
@@ -199,26 +204,29 @@ def check_address(address: str) -> None:
         raise InputError(f"--base-url {address}: has no host")
 
 
-def _reason(response: httpx.Response) -> str:
-    """What an endpoint says went wrong, in at most 300 characters."""
+def _error(response: httpx.Response) -> dict[str, Any]:
+    """The error that an endpoint tells, with `message` and perhaps `code` and `param`; {} where it tells none."""
     try:
         error = response.json()["error"]
-        return str(error["message"] if isinstance(error, dict) else error)[:300]
-    except (ValueError, KeyError, TypeError):
-        return (response.text or response.reason_phrase)[:300]
+    except UNREADABLE:
+        return {}
+    return error if isinstance(error, dict) else {"message": error}
+
+
+def _reason(response: httpx.Response) -> str:
+    """What an endpoint says went wrong, in at most 300 characters."""
+    error = _error(response)
+    return str(error["message"] if "message" in error else response.text or response.reason_phrase)[:300]
 
 
 def _refused(response: httpx.Response) -> str | None:
     """The part of a request that the endpoint says its model does not take; None where it says something else."""
-    try:
-        error = response.json()["error"] if response.status_code == 400 else {}
-        return str(error["param"]) if str(error["code"]).startswith("unsupported") else None
-    except (ValueError, LookupError, TypeError):
-        return None
+    error = _error(response) if response.status_code == 400 else {}
+    return str(error.get("param")) if str(error.get("code")).startswith("unsupported") else None
 
 
-def _says_too_long(problem: str) -> bool:
-    text = problem.lower()
+def _says_too_long(response: httpx.Response) -> bool:
+    text = f"{_error(response).get('code')} {_reason(response)}".lower()
     return "context" in text and ("length" in text or "window" in text or "size" in text)
 
 
@@ -240,10 +248,12 @@ def _log_probabilities(reply: Any) -> tuple[dict[int, float], tuple[int, int, in
 
 
 def _usage(reply: dict[str, Any]) -> tuple[int, int, int]:
-    """Prompt, cached and output tokens."""
+    """Prompt, cached and output tokens; 0 for what is no number of tokens."""
     usage = reply.get("usage") or {}
     cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
-    return int(usage.get("prompt_tokens") or 0), int(cached or 0), int(usage.get("completion_tokens") or 0)
+    given = usage.get("prompt_tokens"), cached, usage.get("completion_tokens")
+    prompt, cached, output = (n if isinstance(n, int) and 0 <= n <= MOST_TOKENS else 0 for n in given)
+    return prompt, cached, output
 
 
 def _seconds(text: str | None) -> float:

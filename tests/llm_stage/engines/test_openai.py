@@ -113,7 +113,7 @@ def test_answers_stay_in_order_however_late_they_come(catalogue, serve):
 def test_busy_endpoints_are_asked_again(catalogue, serve):
     bad = [(429, {}), (503, b"<html>"), None, (500, {"error": "x"}), (200, b"no json"), (200, [])]
     bad += [(200, {"choices": [choice]}) for choice in ({}, {"message": None}, {"message": {"content": [{}]}})]
-    bad += [(200, said("[1]")[1] | {"usage": "none"})]
+    bad += [(200, said("[1]")[1] | {"usage": "none"}), (200, b"[" * 100_000), (503, b"[" * 100_000)]
     server = serve(lambda path, body, count: bad[count - 1] if count <= len(bad) else said("[1]"))
     answers = engine(catalogue, server, retries=len(bad)).answer(questions(1))
     assert answers[0].picks == (questions(1).candidates[0][0],)
@@ -192,6 +192,27 @@ def test_prompts_that_do_not_fit_become_empty_answers(catalogue, serve):
     says = {"error": {"message": "This model's maximum context length is 8 tokens"}}
     answers = engine(catalogue, serve(lambda path, body, count: (400, says))).answer(questions(2))
     assert [answer.picks for answer in answers] == [(), ()]
+
+
+@pytest.mark.parametrize("code", ["context_length_exceeded", None])
+def test_a_code_says_it_as_well_as_a_message(catalogue, serve, code):
+    error = {"message": "Your messages resulted in 300000 tokens.", "code": code}
+    client = engine(catalogue, serve(lambda path, body, count: (400, {"error": error})))
+    if code:
+        assert [answer.picks for answer in client.answer(questions(2))] == [(), ()]
+    else:
+        with pytest.raises(InputError, match="400: Your messages"):
+            client.answer(questions(2))
+
+
+@pytest.mark.parametrize("number", ["1e30", "1e999", "-5", "2147483648", "NaN", '"7"', "[7]", "7.5", "1" + "0" * 400])
+def test_what_is_no_number_of_tokens_counts_as_none(catalogue, serve, number):
+    reply = '{"choices": [{"message": {"content": "[1]"}}], "usage": {"prompt_tokens": N, "completion_tokens": N, '
+    reply += '"prompt_tokens_details": {"cached_tokens": N}}}'
+    server = serve(lambda path, body, count: (200, reply.replace("N", number).encode()))
+    answer = engine(catalogue, server, retries=0).answer(questions(1))[0]
+    assert (answer.prompt_tokens, answer.cached_tokens, answer.output_tokens) == (0, 0, 0)
+    assert len(answer.picks) == 1
 
 
 @pytest.mark.parametrize("content", [None, "", "[", "nonsense", "[77]", '{"intents": "x"}'])
