@@ -121,12 +121,12 @@ class _Chatting(_Decoder, ABC):
         """What the answers must look like."""
 
     @abstractmethod
-    def named(self, text: str, question: Question, title_chars: int) -> Named:
-        """What an answer names, as item ids."""
+    def named(self, text: str, cut: bool, question: Question, title_chars: int) -> Named:
+        """What an answer names, as item ids; ``cut``: see `Generation`."""
 
     def _read(self, generation: Generation, text: str, question: Question, title_chars: int) -> Answer:
         tokens = (generation.prompt_tokens, generation.cached_tokens, generation.output_tokens)
-        named = self.named(without_thoughts(text), question, title_chars)
+        named = self.named(without_thoughts(text), generation.cut, question, title_chars)
         return Answer(named.picks, text, named.invalid, named.duplicates, *tokens)
 
 
@@ -149,7 +149,7 @@ class Structured(_Chatting):
         sizes = (len(question.candidates) for question in questions)
         return [NumberList(size, min(self.max_intents, size)) for size in sizes]
 
-    def named(self, text: str, question: Question, title_chars: int) -> Named:
+    def named(self, text: str, cut: bool, question: Question, title_chars: int) -> Named:
         named = parse_numbers(text, len(question.candidates))
         picks = tuple(question.candidates[number - 1] for number in named.picks)
         return named._replace(picks=picks[: self.max_intents])
@@ -167,10 +167,10 @@ class Free(_Chatting):
     def grammars(self, questions: Sequence[Question]) -> None:
         return None
 
-    def named(self, text: str, question: Question, title_chars: int) -> Named:
+    def named(self, text: str, cut: bool, question: Question, title_chars: int) -> Named:
         items = [*question.candidates, *question.session]
         as_shown = zip(self.clean(items, title_chars), items, strict=True)
-        return match_titles(text, title_keys([*as_shown, *((self.titles[i], i) for i in items)]))
+        return match_titles(text, title_keys([*as_shown, *((self.titles[i], i) for i in items)]), cut=cut)
 
 
 class Score(_Decoder):

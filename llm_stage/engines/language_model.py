@@ -60,6 +60,8 @@ class Generation(NamedTuple):
     prompt_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
+    cut: bool = False
+    """Whether it was stopped before it ended by itself, as at ``max_new_tokens``."""
 
 
 class Continuations(NamedTuple):

@@ -231,10 +231,12 @@ def _says_too_long(response: httpx.Response) -> bool:
 
 
 def _generation(reply: Any) -> Generation:
-    text = reply["choices"][0]["message"].get("content")
+    choice = reply["choices"][0]
+    text = choice["message"].get("content")
     if not isinstance(text, str | None):
         raise TypeError
-    return Generation(text or "", *_usage(reply))
+    cut = choice.get("finish_reason") in ("length", "content_filter")
+    return Generation(text or "", *_usage(reply), cut=cut)
 
 
 def _log_probabilities(reply: Any) -> tuple[dict[int, float], tuple[int, int, int]]:

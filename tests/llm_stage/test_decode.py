@@ -2,6 +2,7 @@
 
 import dataclasses
 import html
+import itertools
 import re
 
 import numpy as np
@@ -62,6 +63,39 @@ def test_titles(text, named):
     assert match_titles(text, KEYS) == named
 
 
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("10 Things; A", Named((2,), 1, 0)),
+        ("10 Things; A B", Named((2,), 1, 0)),
+        ("10 Things;", Named((2,), 0, 0)),
+        ("10 Things\n ", Named((2,), 0, 0)),
+        ("10 Things; A;", Named((2,), 1, 0)),  # may have been A; B
+        ("10 Things; A; ", Named((2,), 1, 0)),
+        ("A; B", Named((), 1, 0)),
+        ("A; B; 10", Named((3,), 1, 0)),
+        ("A; 10 Thi", Named((4,), 1, 0)),
+        ("B; A; 10 Things", Named((6, 4), 1, 0)),
+        ("10 Th", Named((), 1, 0)),
+        ("; ;", Named((), 0, 0)),
+        ("", Named((), 0, 0)),
+    ],
+)
+def test_what_was_cut_off_names_nothing(text, named):
+    assert match_titles(text, KEYS, cut=True) == named
+
+
+def test_cut_titles_name_what_they_name_whole_or_nothing():
+    titles = ["Toy Story", "Toy Story 2", "Toy", "Toy; Story", "Heat"]
+    keys = title_keys([(title, n) for n, title in enumerate(titles)])
+    for order in itertools.permutations(range(5), 3):
+        text = "; ".join(titles[n] for n in order)
+        whole = match_titles(text, keys).picks
+        for end in range(len(text)):
+            picks = match_titles(text[:end], keys, cut=True).picks
+            assert picks == whole[: len(picks)]
+
+
 def test_every_title_is_found_in_any_company():
     rng = np.random.default_rng(0)
     titles = [*TITLES, "Semi;colon; title", "Semi", "&lt;b&gt;", "50% off: 2 for 1.", "A_1", "3. Third"]
@@ -87,13 +121,13 @@ class Scripted:
 
     label, identity, batch_size = "scripted", {"engine": "scripted"}, 4
 
-    def __init__(self, text="", longest=10**9):
-        self.text, self.longest, self.asked = text, longest, []
+    def __init__(self, text="", longest=10**9, cut=False):
+        self.text, self.longest, self.cut, self.asked = text, longest, cut, []
 
     def chat(self, chats, max_new_tokens, grammars):
         self.asked.append((chats, grammars))
         fits = [len(chat.user) <= self.longest for chat in chats]
-        return [Generation(self.text if fit else None, 10, 4, 2) for fit in fits]
+        return [Generation(self.text if fit else None, 10, 4, 2, self.cut) for fit in fits]
 
     def score(self, batch):
         """A title is as likely as it is short, whatever the session; after "Tent", sleeping bags are likelier."""
@@ -143,6 +177,19 @@ def test_thoughts_are_no_answer(dataset, decode):
         answer = engine.answer(asked)[0]
         assert answer.picks == picks
         assert answer.text == text
+
+
+def test_a_cut_answer_is_read_without_its_last_piece(dataset):
+    asked = questions(1)
+    listed = [i for i in asked.candidates[0].tolist() if i not in (5, 6)]
+    text = "; ".join(dataset.titles[i] for i in listed[:3])
+    for cut, picks in ((False, 3), (True, 2)):
+        answer = llm_engine(Scripted(text, cut=cut), settings(dataset, "vllm", decode="free"), dataset).answer(asked)[0]
+        assert answer.picks == tuple(listed[:picks])
+        assert answer.invalid == 3 - picks
+    # A closed list is whole, whatever came behind it.
+    model = Scripted("[1, 2]", cut=True)
+    assert len(llm_engine(model, settings(dataset, "vllm"), dataset).answer(asked)[0].picks) == 2
 
 
 def test_structured_numbers_are_candidates_with_a_title(dataset):

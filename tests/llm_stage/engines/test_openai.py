@@ -13,6 +13,7 @@ from tests.llm_stage.engines.catalogue import questions, settings
 pytest.importorskip("httpx")
 from llm_stage.engines import openai_engine
 from llm_stage.engines.openai_engine import build
+from llm_stage.prompts import Chat
 
 
 class Server:
@@ -68,9 +69,9 @@ def serve(monkeypatch):
         server.http.server_close()
 
 
-def said(text, cached=0):
+def said(text, cached=0, **choice):
     usage = {"prompt_tokens": 100, "completion_tokens": 7, "prompt_tokens_details": {"cached_tokens": cached}}
-    return 200, {"choices": [{"message": {"content": text}}], "usage": usage}
+    return 200, {"choices": [{"message": {"content": text}, **choice}], "usage": usage}
 
 
 def engine(catalogue, server, **flags):
@@ -108,6 +109,14 @@ def test_answers_stay_in_order_however_late_they_come(catalogue, serve):
     answers = client.answer(asked)
     assert answers[0].picks == (asked.candidates[0][0],)
     assert answers[1].picks == (asked.candidates[1][1],)
+
+
+@pytest.mark.parametrize(
+    ("reason", "cut"), [("length", True), ("content_filter", True), ("stop", False), (None, False), ([], False)]
+)
+def test_cut_answers_are_known(catalogue, serve, reason, cut):
+    client = engine(catalogue, serve(lambda path, body, count: said("Tent", finish_reason=reason)), decode="free")
+    assert client.model.chat([Chat("", "?")], 4, None)[0].cut == cut
 
 
 def test_busy_endpoints_are_asked_again(catalogue, serve):
