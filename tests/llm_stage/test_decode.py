@@ -133,6 +133,9 @@ class Scripted:
         """A title is as likely as it is short, whatever the session; after "Tent", sleeping bags are likelier."""
         found = []
         for prefix, texts in batch:
+            if len(prefix) > self.longest:
+                found.append(Likelihoods(None))
+                continue
             gain = [5.0 * ("Tent" in prefix and "Sleeping" in text) - len(text) for text in texts]
             found.append(Likelihoods(np.array(gain), 10, 4))
         return found
@@ -212,6 +215,18 @@ def test_too_long_prompts_get_shorter_titles_then_an_empty_answer(dataset):
     assert len(model.asked) > 1
     hopeless = llm_engine(Scripted("[1]", longest=10), settings(dataset, "vllm"), dataset)
     assert hopeless.answer(questions()) == [Answer(())] * 8
+
+
+def test_score_tries_shorter_titles_as_well(tmp_path):
+    titles = [*TITLES]
+    titles[0] += " with poles" * 10
+    long = write_catalogue(tmp_path / "long", titles)
+    asked, picked = questions(), []
+    assert any(1 in asked.sessions[row] for row in range(8))
+    for longest in (10**9, 130, 60):  # of a prefix; an empty session has 51, three titles of 20 add 69
+        engine = llm_engine(Scripted(longest=longest), settings(long, "vllm", decode="score"), long)
+        picked.append([len(answer.picks) for answer in engine.answer(asked)])
+    assert picked == [[5] * 8, [5] * 8, [0] * 8]
 
 
 def test_no_candidate_with_a_title_is_an_empty_answer_without_a_question(dataset):
