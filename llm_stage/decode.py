@@ -132,7 +132,7 @@ class _Chatting(_Decoder[Generation]):
             return None
         named = self.named(without_thoughts(said.text), said.cut, question, title_chars)
         tokens = (said.prompt_tokens, said.cached_tokens, said.output_tokens)
-        return Answer(named.picks, said.text, named.invalid, named.duplicates, *tokens)
+        return Answer(named.picks, said.text, named.invalid, named.duplicates, *tokens, int(said.refused))
 
     def preview(self, questions: Questions) -> list[tuple[str, int]]:
         """See `Engine`."""

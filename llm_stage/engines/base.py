@@ -30,6 +30,8 @@ class Answer(NamedTuple):
     cached_tokens: int = 0
     """Of the prompt tokens, those that a prefix cache spared."""
     output_tokens: int = 0
+    refused: int = 0
+    """1 where an endpoint's content filter let nothing through."""
 
 
 class Engine(Protocol):

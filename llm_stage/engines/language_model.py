@@ -62,6 +62,8 @@ class Generation(NamedTuple):
     output_tokens: int = 0
     cut: bool = False
     """Whether it was stopped before it ended by itself, as at ``max_new_tokens``."""
+    refused: bool = False
+    """Whether a content filter let nothing through, of the question or of the answer."""
 
 
 class Continuations(NamedTuple):

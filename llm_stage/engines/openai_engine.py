@@ -56,6 +56,10 @@ class TooLongError(Exception):
     """The endpoint says that a prompt does not fit its model."""
 
 
+class FilteredError(InputError):
+    """The endpoint's content filter refuses a prompt, however often it is asked."""
+
+
 class OpenAIModel:
     """A `LanguageModel`."""
 
@@ -102,6 +106,8 @@ class OpenAIModel:
                 return self._post("chat/completions", body, _generation, stop)
             except TooLongError:
                 return Generation(None)
+            except FilteredError:
+                return Generation("", refused=True)
 
         return self._at_once(ask, range(len(chats)))
 
@@ -142,6 +148,7 @@ class OpenAIModel:
 
         Raises:
           InputError: the endpoint is dead, or refuses.
+          FilteredError: it refuses what this prompt holds.
           TooLongError: the prompt does not fit.
         """
         problem = ""
@@ -159,6 +166,8 @@ class OpenAIModel:
                     except UNREADABLE:
                         problem = "200 without what the protocol has in it"
                 elif response.status_code not in BUSY and response.status_code < 500:
+                    if response.status_code == 400 and _error(response).get("code") == "content_filter":
+                        raise FilteredError(self._line(path, problem))
                     if response.status_code in {400, 413, 422} and _says_too_long(response):
                         raise TooLongError
                     raise InputError(self._line(path, problem))
@@ -235,8 +244,9 @@ def _generation(reply: Any) -> Generation:
     text = choice["message"].get("content")
     if not isinstance(text, str | None):
         raise TypeError
-    cut = choice.get("finish_reason") in ("length", "content_filter")
-    return Generation(text or "", *_usage(reply), cut=cut)
+    filtered = choice.get("finish_reason") == "content_filter"
+    cut = filtered or choice.get("finish_reason") == "length"
+    return Generation(text or "", *_usage(reply), cut=cut, refused=filtered and not text)
 
 
 def _log_probabilities(reply: Any) -> tuple[dict[int, float], tuple[int, int, int]]:

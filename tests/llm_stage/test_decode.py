@@ -203,7 +203,7 @@ def test_structured_numbers_are_candidates_with_a_title(dataset):
     for row, answer in enumerate(answers):
         listed = [i for i in asked.candidates[row].tolist() if i != 6]
         assert answer.picks == tuple(listed[n - 1] for n in (1, 3, 2, 4, 5))
-        assert answer[3:] == (0, 10, 4, 2)
+        assert answer[3:] == (0, 10, 4, 2, 0)
         assert model.asked[0][1][row] == NumberList(len(listed), 5)
     assert [len(preview) for preview in engine.preview(asked)] == [2] * 8
 
@@ -248,7 +248,7 @@ def test_score_is_the_gain_over_the_prior(dataset):
     candidates = np.array([[SIZE + 2, 5, 2, 6, SIZE + 3]], np.int32)
     answer = engine.answer(Questions(session, candidates))[0]
     assert answer.picks == (5, 2)  # both gain alike: the better candidate first
-    assert answer[3:] == (0, 10, 4, 0)
+    assert answer[3:] == (0, 10, 4, 0, 0)
 
 
 def test_identity_names_all_that_can_change_an_answer(dataset):

@@ -1,5 +1,6 @@
 import errno
 import os
+import zlib
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,15 @@ def test_answers_are_read_from_a_disk_that_takes_no_writing(tmp_path, monkeypatc
 
     monkeypatch.setattr(Path, "open", read_only)
     assert dict(read_answers(tmp_path)[1]) == {row: answer(row) for row in (0, 1)}
+
+
+def test_answers_from_before_there_was_a_field_are_read(tmp_path):
+    line = b'{"row": 4, "picks": [1, 2], "text": "[1]", "invalid": 0, "duplicates": 0, "prompt_tokens": 9, '
+    line += b'"cached_tokens": 0, "output_tokens": 3}\n'
+    fill(tmp_path, [])
+    (tmp_path / "00000.jsonl").write_bytes(line)
+    (tmp_path / "index").write_bytes(module._Batch(0, 0, len(line), 1, zlib.crc32(line)).line())
+    assert dict(read_answers(tmp_path)[1]) == {4: Answer((1, 2), "[1]", 0, 0, 9, 0, 3)}
 
 
 def test_a_finished_row_is_never_answered_again(tmp_path):

@@ -84,7 +84,7 @@ def test_structured_answers(catalogue, serve):
     answers = engine(catalogue, server).answer(asked)
     for row, answer in enumerate(answers):
         assert answer.picks == (asked.candidates[row][1], asked.candidates[row][0])
-        assert answer[2:] == (0, 1, 100, 64, 7)
+        assert answer[2:] == (0, 1, 100, 64, 7, 0)
     assert 1 <= server.most_at_once <= 3
     path, body = server.requests[0]
     assert path == "/v1/chat/completions"
@@ -222,6 +222,23 @@ def test_what_is_no_number_of_tokens_counts_as_none(catalogue, serve, number):
     answer = engine(catalogue, server, retries=0).answer(questions(1))[0]
     assert (answer.prompt_tokens, answer.cached_tokens, answer.output_tokens) == (0, 0, 0)
     assert len(answer.picks) == 1
+
+
+FILTERED = 400, {"error": {"message": "The prompt triggered a policy", "param": "prompt", "code": "content_filter"}}
+
+
+@pytest.mark.parametrize("says", [FILTERED, said(None, finish_reason="content_filter")])
+def test_what_a_content_filter_refuses_is_an_empty_answer_of_its_own_kind(catalogue, serve, says):
+    server = serve(lambda path, body, count: says if "Clip-On Guitar Tuner" in body["messages"][1]["content"] else said("[1]"))
+    answers = engine(catalogue, server).answer(questions())
+    refused = [row for row, answer in enumerate(answers) if answer.refused]
+    assert 0 < len(refused) < len(answers) == len(server.requests)
+    assert refused == [row for row, answer in enumerate(answers) if not answer.picks]
+
+
+def test_a_filtered_score_is_one_line(catalogue, serve):
+    with pytest.raises(InputError, match="400: The prompt triggered"):
+        engine(catalogue, serve(lambda path, body, count: FILTERED), decode="score").answer(questions(1))
 
 
 @pytest.mark.parametrize("content", [None, "", "[", "nonsense", "[77]", '{"intents": "x"}'])
