@@ -9,7 +9,7 @@ import numpy as np
 from dmsrec_jax.data import SessionDataset
 from dmsrec_jax.errors import InputError
 from llm_stage.config import RunConfig
-from llm_stage.engines.base import Answer, Engine, Questions
+from llm_stage.engines.base import Answer, Engine, Questions, UnfinishedError
 from llm_stage.engines.language_model import Continuations, Generation, LanguageModel, Likelihoods, NumberList
 from llm_stage.parse import Named, match_titles, parse_numbers, title_keys, without_thoughts
 from llm_stage.prompts import (
@@ -78,24 +78,28 @@ class _Decoder(ABC, Generic[R]):
         return 512
 
     def answer(self, questions: Questions) -> list[Answer]:
-        """See `Engine`. A prompt that is too long for the model is tried with ever shorter titles."""
+        """See `Engine`. A prompt that is too long for the model is tried with ever shorter titles.
+
+        Raises:
+          UnfinishedError: the model cannot go on; with the answers read so far.
+        """
         asked = self.questions(questions)
-        answers = [Answer(())] * len(asked)
-        rows = [row for row, question in enumerate(asked) if question.candidates]
+        answers: dict[int, Answer] = {}
         title_chars = self.title_chars
-        while rows:
-            said = self.ask([asked[row] for row in rows], title_chars)
-            too_long = []
-            for row, one in zip(rows, said, strict=True):
-                answer = self.read(one, asked[row], title_chars)
-                if answer is None:
-                    too_long.append(row)
-                else:
-                    answers[row] = answer
+        while rows := [row for row, question in enumerate(asked) if question.candidates and row not in answers]:
+            failure = None
+            try:
+                said = dict(zip(rows, self.ask([asked[row] for row in rows], title_chars), strict=True))
+            except UnfinishedError as error:
+                said, failure = {rows[place]: one for place, one in error.found.items()}, str(error)
+            read = {row: self.read(one, asked[row], title_chars) for row, one in said.items()}
+            answers |= {row: answer for row, answer in read.items() if answer is not None}
+            if failure is not None:
+                raise UnfinishedError(failure, answers)
             if title_chars <= SHORTEST_TITLE:
                 break
-            rows, title_chars = too_long, max(SHORTEST_TITLE, title_chars // 2)
-        return answers
+            title_chars = max(SHORTEST_TITLE, title_chars // 2)
+        return [answers.get(row, Answer(())) for row in range(len(asked))]
 
     @abstractmethod
     def ask(self, questions: Sequence[Question], title_chars: int) -> list[R]:

@@ -202,6 +202,6 @@ def _load(name: str, folder: Path) -> tuple[Any, Any]:
 
 
 def _hash(folder: Path) -> str:
-    """One SHA-256 over the files that can shape the vectors: weights, settings and the tokenizer's, whatever its kind."""
+    """One SHA-256 over the files that can shape the vectors: weights, settings, any kind of tokenizer."""
     files = sorted(file for file in folder.iterdir() if file.suffix in OF_ENCODERS and file.is_file())
     return hashlib.sha256("".join(f"{file.name}:{sha256(file)}\n" for file in files).encode()).hexdigest()

@@ -83,7 +83,7 @@ class Likelihoods(NamedTuple):
 
 
 class LanguageModel(Protocol):
-    """A chat model."""
+    """A chat model. Where it cannot go on it raises `UnfinishedError`, or another `InputError`."""
 
     label: str
     """Model and engine, such as "Qwen2.5-7B-Instruct (vLLM)"."""

@@ -17,7 +17,7 @@ from dmsrec_jax.data import SessionDataset
 from dmsrec_jax.errors import InputError
 from llm_stage.config import RunConfig
 from llm_stage.decode import llm_engine
-from llm_stage.engines.base import Engine
+from llm_stage.engines.base import Engine, UnfinishedError
 from llm_stage.engines.chat_tokenizer import messages
 from llm_stage.engines.language_model import Continuations, Generation, Likelihoods, NumberList
 from llm_stage.prompts import Chat
@@ -132,16 +132,23 @@ class OpenAIModel:
         return self._at_once(ask, batch)
 
     def _at_once(self, ask: Callable[[T, threading.Event], R], of: Iterable[T]) -> list[R]:
-        """Asks concurrently; the first failure ends the others' waiting."""
+        """Asks concurrently; the first failure ends the others' waiting.
+
+        Raises:
+          UnfinishedError: see `_post`; with what the others came to.
+        """
         stop = threading.Event()
         with ThreadPoolExecutor(self.concurrency) as pool:
             futures = [pool.submit(ask, one, stop) for one in of]
             try:
                 return [future.result() for future in futures]
-            except BaseException:
+            except BaseException as error:
                 stop.set()
                 pool.shutdown(cancel_futures=True)
-                raise
+                if not isinstance(error, InputError):
+                    raise
+                whole = {n: f for n, f in enumerate(futures) if not f.cancelled() and f.exception() is None}
+                raise UnfinishedError(str(error), {n: f.result() for n, f in whole.items()}) from None
 
     def _post(self, path: str, body: dict[str, Any], read: Callable[[Any], R], stop: threading.Event) -> R:
         """What ``read`` finds in a reply's JSON, after as many tries as it takes.
@@ -224,8 +231,7 @@ def _error(response: httpx.Response) -> dict[str, Any]:
 
 def _reason(response: httpx.Response) -> str:
     """What an endpoint says went wrong, in at most 300 characters."""
-    error = _error(response)
-    return str(error["message"] if "message" in error else response.text or response.reason_phrase)[:300]
+    return str(_error(response).get("message", response.text or response.reason_phrase))[:300]
 
 
 def _refused(response: httpx.Response) -> str | None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from llm_stage.decode import llm_engine
-from llm_stage.engines.base import Answer, Questions
+from llm_stage.engines.base import Answer, Questions, UnfinishedError
 from llm_stage.engines.language_model import Generation, Likelihoods, NumberList
 from llm_stage.parse import Named, match_titles, parse_numbers, title_keys
 from tests.llm_stage.engines.catalogue import SIZE, TITLES, questions, settings, write_catalogue
@@ -215,6 +215,21 @@ def test_too_long_prompts_get_shorter_titles_then_an_empty_answer(dataset):
     assert len(model.asked) > 1
     hopeless = llm_engine(Scripted("[1]", longest=10), settings(dataset, "vllm"), dataset)
     assert hopeless.answer(questions()) == [Answer(())] * 8
+
+
+def test_what_a_model_answered_before_it_failed_is_given_on(dataset):
+    class Fails(Scripted):
+        def chat(self, chats, max_new_tokens, grammars):
+            generations = super().chat(chats, max_new_tokens, grammars)
+            if len(self.asked) == 1:
+                return [Generation(None), Generation(None), Generation(None), *generations[3:]]
+            raise UnfinishedError("dead", {0: Generation(None), 2: generations[2]})
+
+    engine = llm_engine(Fails("[1]"), settings(dataset, "vllm"), dataset)
+    whole = llm_engine(Scripted("[1]"), settings(dataset, "vllm"), dataset).answer(questions())
+    with pytest.raises(UnfinishedError, match=r"^dead$") as raised:
+        engine.answer(questions())
+    assert raised.value.found == {row: whole[row] for row in range(2, 8)}
 
 
 def test_score_tries_shorter_titles_as_well(tmp_path):

@@ -78,7 +78,7 @@ def test_what_is_printed_says_who_answered_and_where_train_is_ahead(report):
     text = printed(report)
     assert "no LLM (retrieval)" in text
     assert "1 items named have no title" in text
-    assert "1 questions: refused by a content filter" in text
+    assert "1 questions were refused by a content filter" in text
     assert "80.0 % cached" in text
     assert "trust intents" not in text
     report["parts"]["train"]["target_among_candidates"] = 1.3

@@ -8,7 +8,7 @@ import pytest
 from dmsrec_jax.artifacts import read_candidates, read_intents
 from dmsrec_jax.errors import InputError
 from llm_stage.encode_items import main as encode_items
-from llm_stage.engines.base import Answer
+from llm_stage.engines.base import Answer, UnfinishedError
 from llm_stage.merge import main as merge
 from llm_stage.questions import row_space
 from llm_stage.run import main
@@ -129,6 +129,25 @@ def test_an_engine_that_dies_leaves_what_it_answered(whole, call, faked, refused
     call("--out", tmp_path / "dead")
     assert contents(tmp_path / "dead") == contents(whole)
     assert sum(calls) == len(list((whole / "answers/00000.jsonl").open())) - 20
+
+
+def test_what_a_failed_batch_has_is_kept(whole, call, faked, refused, flags, tmp_path, monkeypatch):
+    inner = faked.answer
+
+    def fails(self, questions):
+        answers = inner(self, questions)
+        raise UnfinishedError("http://localhost:1: 500", {place: answers[place] for place in (3, 1)})
+
+    with monkeypatch.context() as patched:
+        patched.setattr(faked, "answer", fails)
+        assert "500 (2 of" in refused(main, *flags, "--out", tmp_path / "out")
+        assert "500 (4 of" in refused(main, *flags, "--out", tmp_path / "out")
+        patched.setattr(faked, "name", lambda self, questions, row: Answer((999,)))
+        patched.setattr(faked, "answer", fails)
+        assert "fake: named (999,)" in refused(main, *flags, "--out", tmp_path / "out")
+    call("--out", tmp_path / "out")
+    names = {name for name in contents(whole) if not name.startswith("answers/")}  # other batches, another order
+    assert {name: contents(tmp_path / "out")[name] for name in names} == {name: contents(whole)[name] for name in names}
 
 
 def test_finished_rows_keep_their_answers_though_the_engine_changes_its_mind(call, faked, monkeypatch, tmp_path):

@@ -8,10 +8,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from dmsrec_jax.errors import InputError
-from tests.llm_stage.engines.catalogue import questions, settings
+from tests.llm_stage.engines.catalogue import TITLES, questions, settings
 
 pytest.importorskip("httpx")
 from llm_stage.engines import openai_engine
+from llm_stage.engines.base import Answer, UnfinishedError
 from llm_stage.engines.openai_engine import build
 from llm_stage.prompts import Chat
 
@@ -167,6 +168,32 @@ def test_a_dead_endpoint_is_one_line(catalogue, serve):
         engine(catalogue, server, retries=1).answer(questions())
 
 
+@pytest.mark.parametrize("decode", ["structured", "free", "score"])
+def test_one_bad_question_costs_no_other_answer(catalogue, serve, decode):
+    """The first one fails, when all others have been asked."""
+    asked, others = questions(), []
+    all_asked = threading.Event()
+
+    def reply(path, body, count):
+        text = body["prompt"][0] if decode == "score" else body["messages"][1]["content"]
+        if text == bad:
+            all_asked.wait(5)
+            return 500, {"error": "assert"}
+        others.append(text)
+        if len(others) == 7 + (decode == "score"):  # which also asks about titles without a session
+            all_asked.set()
+        choices = [{"index": n, "logprobs": {"token_logprobs": [None, -1.0]}} for n in range(1 + len(TITLES))]
+        return (200, {"choices": choices}) if decode == "score" else said("[1]")
+
+    client = engine(catalogue, serve(reply), decode=decode, retries=0)
+    first = client.questions(asked)[0]
+    bad = client.prefix(first.session, 200) if decode == "score" else client.chat(first, 200).user
+    with pytest.raises(UnfinishedError, match="500: assert") as raised:
+        client.answer(asked)
+    assert sorted(raised.value.found) == list(range(1, 8))
+    assert all(type(answer) is Answer for answer in raised.value.found.values())
+
+
 def test_slow_endpoints_time_out(catalogue, serve):
     gate = threading.Event()
     server = serve(lambda path, body, count: gate.wait(5) and None)
@@ -229,7 +256,8 @@ FILTERED = 400, {"error": {"message": "The prompt triggered a policy", "param": 
 
 @pytest.mark.parametrize("says", [FILTERED, said(None, finish_reason="content_filter")])
 def test_what_a_content_filter_refuses_is_an_empty_answer_of_its_own_kind(catalogue, serve, says):
-    server = serve(lambda path, body, count: says if "Clip-On Guitar Tuner" in body["messages"][1]["content"] else said("[1]"))
+    title = "Clip-On Guitar Tuner"
+    server = serve(lambda path, body, count: says if title in body["messages"][1]["content"] else said("[1]"))
     answers = engine(catalogue, server).answer(questions())
     refused = [row for row, answer in enumerate(answers) if answer.refused]
     assert 0 < len(refused) < len(answers) == len(server.requests)
@@ -269,7 +297,8 @@ def test_endpoints_without_prompt_log_probabilities_are_named(catalogue, serve):
 
 
 @pytest.mark.parametrize(
-    "address", ["localhost:8000", "http://localhost:abc/v1", "http://[::1", "http://", "http://:80/v1", "http://a..b/v1"]
+    "address",
+    ["localhost:8000", "http://localhost:abc/v1", "http://[::1", "http://", "http://:80/v1", "http://a..b/v1"],
 )
 def test_the_address_must_be_one(catalogue, address):
     with pytest.raises(InputError, match=f"^--base-url {re.escape(address)}: "):
