@@ -129,23 +129,27 @@ def locked(folder: Path) -> IO[bytes]:
     Raises:
       InputError: another process holds it.
     """
-    lock = (folder / "lock").open("ab")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        raise InputError(f"{folder}: another process is at work there") from None
-    return lock
+    return _flock(folder, "ab", fcntl.LOCK_EX)
 
 
 def check_unlocked(folder: Path) -> None:
-    """Refuses a folder, which may be missing, while another process holds its `locked` file.
+    """Refuses a folder, which may be missing or read-only, while another process holds its `locked` file.
 
     Raises:
       InputError: it does.
     """
     if (folder / "lock").is_file():
-        locked(folder).close()
+        _flock(folder, "rb", fcntl.LOCK_SH).close()  # over NFS an exclusive lock needs a file open for writing
+
+
+def _flock(folder: Path, mode: str, kind: int) -> IO[bytes]:
+    lock = (folder / "lock").open(mode)
+    try:
+        fcntl.flock(lock, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise InputError(f"{folder}: another process is at work there") from None
+    return lock
 
 
 def _prefix(path: Path) -> str:

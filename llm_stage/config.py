@@ -78,7 +78,7 @@ class RunConfig(IntentsConfig, DataConfig):
     retries: int = 6
     """Further tries of a request that met a busy or dead endpoint (openai)."""
     timeout: float = 120.0
-    """Seconds one request may take (openai)."""
+    """Seconds the endpoint may be silent, before a reply or within it, until a request has failed (openai)."""
     batch_size: int | None = None
     """Sessions per call of the engine; by default the engine's own."""
 

@@ -21,7 +21,7 @@ def encode_items(config: EncodeItemsConfig) -> None:
     console = Console(markup=False, highlight=False)
     marker = "item_text_embeddings.npy" if config.new_items is None else "new_item_ids.npy"
     check_replaceable(config.out, marker=marker, overwrite=config.overwrite)  # before the encoding
-    dataset = SessionDataset.load(config.dataset)
+    dataset = SessionDataset.load(config.dataset, verify=True)
     if config.new_items is not None:
         ids, titles = read_new_items_csv(config.new_items, dataset)
     elif dataset.titles is None:

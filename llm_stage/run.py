@@ -15,7 +15,7 @@ from dmsrec_jax.errors import InputError
 from dmsrec_jax.files import check_no_file
 from llm_stage.config import RunConfig
 from llm_stage.encoder import find_encoder
-from llm_stage.engines.base import Answer, Engine, Questions
+from llm_stage.engines.base import Answer, Engine, Questions, UnfinishedError
 from llm_stage.finish import finish, is_finished
 from llm_stage.questions import RowSpace, data_identity, row_space, shard_of
 from llm_stage.report import check_figures
@@ -43,7 +43,7 @@ def run(config: RunConfig) -> None:
     """Answers all questions that are not answered yet, then writes the intents and the report."""
     console = Console(markup=False, highlight=False)
     check_settings(config)
-    dataset = SessionDataset.load(config.dataset)
+    dataset = SessionDataset.load(config.dataset, verify=True)  # answers carry its hash
     if config.check:
         engine = build_engine(config, dataset)
         check_end(config)
@@ -123,10 +123,13 @@ def answer_all(
     task = bar.add_task("answering", total=len(rows))
     try:
         for batch in batches(rows, engine.batch_size):
-            questions = space.questions(batch)
-            answers = engine.answer(questions)
-            check_answers(questions, answers, engine.label)
-            store.append(batch.tolist(), answers)
+            try:
+                answers = engine.answer(space.questions(batch))
+            except UnfinishedError as error:
+                if error.found:  # paid for
+                    keep(batch[list(error.found)], list(error.found.values()), space, engine.label, store)
+                raise
+            keep(batch, answers, space, engine.label, store)
             done += len(batch)
             prompt += sum(answer.prompt_tokens for answer in answers)
             cached += sum(answer.cached_tokens for answer in answers)
@@ -155,6 +158,16 @@ def answer_all(
         "sessions_per_s": done / seconds,
         "tokens_per_s": (prompt + written) / seconds,
     }
+
+
+def keep(rows: np.ndarray, answers: Sequence[Answer], space: RowSpace, label: str, store: AnswerStore) -> None:
+    """Stores the answers to ``rows``, int64 [n], of the engine of that label.
+
+    Raises:
+      InputError: see `check_answers` and `AnswerStore.append`.
+    """
+    check_answers(space.questions(rows), answers, label)
+    store.append(rows.tolist(), answers)
 
 
 def batches(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from dmsrec_jax.errors import InputError
-from dmsrec_jax.files import locked, read_json, staged_files, write_json
+from dmsrec_jax.files import check_unlocked, locked, read_json, staged_files, write_json
 from llm_stage.engines.base import Answer
 
 FILE_BYTES = 1 << 26
@@ -101,13 +101,13 @@ class AnswerStore:
 
 
 def read_answers(folder: Path) -> tuple[dict[str, Any], Iterator[tuple[int, Answer]]]:
-    """The identity and the finished rows of a folder that nobody writes to; nothing is changed.
+    """The identity and the finished rows of a folder that nobody writes to, such as one on a read-only disk.
 
     Raises:
       InputError: it is no folder of answers, another process holds it, or it is damaged.
     """
     identity = read_object(folder / "identity.json")
-    locked(folder).close()
+    check_unlocked(folder)
     batches, _ = _whole_batches(folder)
     return identity, (pair for batch in batches for pair in _parse(_read(folder, batch)))
 
@@ -129,13 +129,14 @@ def _name(file: int) -> str:
 
 
 def _check_identity(folder: Path, identity: dict[str, Any]) -> None:
-    path = folder / "identity.json"
-    if not path.exists():
-        if (folder / "index").exists():
-            raise InputError(f"{path}: missing, so nobody knows what the answers beside it are of")
+    """Of a folder without any answer, whatever it was begun with, ``identity`` becomes the identity."""
+    path, index = folder / "identity.json", folder / "index"
+    if not (index.exists() and index.stat().st_size):
         with staged_files(folder, last=path.name) as staged:
             write_json(staged / path.name, identity)
         _sync_folder(folder)
+    elif not path.exists():
+        raise InputError(f"{path}: missing, so nobody knows what the answers beside it are of")
     if differences := differing(read_json(path), identity):
         key, there, here = differences[0]
         raise InputError(f"{folder}: begun with {key} {there}, not {here}; give another --out")

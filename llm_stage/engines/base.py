@@ -1,10 +1,12 @@
 """What every engine is given, and gives back."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from dmsrec_jax.data import Sessions
+from dmsrec_jax.errors import InputError
 
 
 class Questions(NamedTuple):
@@ -30,6 +32,20 @@ class Answer(NamedTuple):
     cached_tokens: int = 0
     """Of the prompt tokens, those that a prefix cache spared."""
     output_tokens: int = 0
+    refused: int = 0
+    """1 where an endpoint's content filter let nothing through."""
+
+
+class UnfinishedError(InputError):
+    """An engine or model that cannot go on in the middle of a batch.
+
+    Attributes:
+      found: what it has of the batch, by place: answers of an engine, generations or likelihoods of a model.
+    """
+
+    def __init__(self, message: str, found: Mapping[int, Any]) -> None:
+        super().__init__(message)
+        self.found = found
 
 
 class Engine(Protocol):
@@ -47,6 +63,7 @@ class Engine(Protocol):
 
         Raises:
           InputError: the engine cannot go on (endpoint dead, weights missing); finished rows are safe.
+          UnfinishedError: likewise, with the answers that it has of this batch.
         """
         ...
 

@@ -60,6 +60,10 @@ class Generation(NamedTuple):
     prompt_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
+    cut: bool = False
+    """Whether it was stopped before it ended by itself, as at ``max_new_tokens``."""
+    refused: bool = False
+    """Whether a content filter let nothing through, of the question or of the answer."""
 
 
 class Continuations(NamedTuple):
@@ -79,7 +83,7 @@ class Likelihoods(NamedTuple):
 
 
 class LanguageModel(Protocol):
-    """A chat model."""
+    """A chat model. Where it cannot go on it raises `UnfinishedError`, or another `InputError`."""
 
     label: str
     """Model and engine, such as "Qwen2.5-7B-Instruct (vLLM)"."""

@@ -17,7 +17,7 @@ from dmsrec_jax.data import SessionDataset
 from dmsrec_jax.errors import InputError
 from llm_stage.config import RunConfig
 from llm_stage.decode import llm_engine
-from llm_stage.engines.base import Engine
+from llm_stage.engines.base import Engine, UnfinishedError
 from llm_stage.engines.chat_tokenizer import messages
 from llm_stage.engines.language_model import Continuations, Generation, Likelihoods, NumberList
 from llm_stage.prompts import Chat
@@ -25,12 +25,19 @@ from llm_stage.prompts import Chat
 KEY = "OPENAI_API_KEY"
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 """Seconds."""
+OF_CLIENT = {"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR"}
+"""Variables that the client reads by itself."""
 BUSY = {408, 409, 425, 429}
 """Statuses beside 5xx after which a request is tried again."""
 RENAMED = {"max_tokens": "max_completion_tokens", "temperature": None, "seed": None}
 """What newer models of OpenAI refuse, and its name for them; None: they do without."""
 CHARACTERS_PER_TOKEN = 4
 """For the estimates of `OpenAIModel.preview`; the endpoint has the tokenizer."""
+
+UNREADABLE = (ValueError, AttributeError, LookupError, TypeError, OverflowError, RecursionError)
+"""What reading a reply raises where it is not as the protocol has it."""
+MOST_TOKENS = 2**31 - 1
+"""Of one question; a larger number is none."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -40,7 +47,7 @@ def build(config: RunConfig, dataset: SessionDataset) -> Engine:
     """The engine that `RunConfig` describes; the endpoint is met with the first batch.
 
     Raises:
-      InputError: the address is none, or the key.
+      InputError: the address is none, or the key, or a variable that the client reads (such as HTTP_PROXY).
     """
     return llm_engine(OpenAIModel(config), config, dataset)
 
@@ -49,12 +56,15 @@ class TooLongError(Exception):
     """The endpoint says that a prompt does not fit its model."""
 
 
+class FilteredError(InputError):
+    """The endpoint's content filter refuses a prompt, however often it is asked."""
+
+
 class OpenAIModel:
     """A `LanguageModel`."""
 
     def __init__(self, config: RunConfig) -> None:
-        if not config.base_url.startswith(("http://", "https://")):
-            raise InputError(f"--base-url {config.base_url}: http:// or https:// is due")
+        check_address(config.base_url)
         self.url = config.base_url.rstrip("/")
         self.name = config.model
         self.label = f"{config.model} (OpenAI-compatible endpoint)"
@@ -65,11 +75,15 @@ class OpenAIModel:
         self.key = os.environ.get(KEY, "").strip()  # files and secret stores end it with a line break
         if not (self.key.isascii() and self.key.isprintable()):  # refused here: the client's error would show it
             raise InputError(f"{KEY}: holds characters that no key has")
-        self.client = httpx.Client(
-            timeout=config.timeout,
-            limits=httpx.Limits(max_connections=config.concurrency),
-            headers={"Authorization": f"Bearer {self.key}"} if self.key else {},
-        )
+        try:
+            self.client = httpx.Client(
+                timeout=config.timeout,
+                limits=httpx.Limits(max_connections=config.concurrency),
+                headers={"Authorization": f"Bearer {self.key}"} if self.key else {},
+            )
+        except (httpx.InvalidURL, ImportError, ValueError, OSError) as error:
+            named = ", ".join(name for name in os.environ if name.upper() in OF_CLIENT)
+            raise InputError(f"{named or '--engine openai'}: {error}") from None
         self.random = random.Random(0)
         self.refused: frozenset[str] = frozenset()
         """Of `RENAMED`, what this model turned out to refuse."""
@@ -92,6 +106,8 @@ class OpenAIModel:
                 return self._post("chat/completions", body, _generation, stop)
             except TooLongError:
                 return Generation(None)
+            except FilteredError:
+                return Generation("", refused=True)
 
         return self._at_once(ask, range(len(chats)))
 
@@ -116,22 +132,30 @@ class OpenAIModel:
         return self._at_once(ask, batch)
 
     def _at_once(self, ask: Callable[[T, threading.Event], R], of: Iterable[T]) -> list[R]:
-        """Asks concurrently; the first failure ends the others' waiting."""
+        """Asks concurrently; the first failure ends the others' waiting.
+
+        Raises:
+          UnfinishedError: see `_post`; with what the others came to.
+        """
         stop = threading.Event()
         with ThreadPoolExecutor(self.concurrency) as pool:
             futures = [pool.submit(ask, one, stop) for one in of]
             try:
                 return [future.result() for future in futures]
-            except BaseException:
+            except BaseException as error:
                 stop.set()
                 pool.shutdown(cancel_futures=True)
-                raise
+                if not isinstance(error, InputError):
+                    raise
+                whole = {n: f for n, f in enumerate(futures) if not f.cancelled() and f.exception() is None}
+                raise UnfinishedError(str(error), {n: f.result() for n, f in whole.items()}) from None
 
     def _post(self, path: str, body: dict[str, Any], read: Callable[[Any], R], stop: threading.Event) -> R:
         """What ``read`` finds in a reply's JSON, after as many tries as it takes.
 
         Raises:
           InputError: the endpoint is dead, or refuses.
+          FilteredError: it refuses what this prompt holds.
           TooLongError: the prompt does not fit.
         """
         problem = ""
@@ -146,10 +170,12 @@ class OpenAIModel:
                 if response.status_code == 200:
                     try:
                         return read(response.json())
-                    except (ValueError, AttributeError, LookupError, TypeError):
+                    except UNREADABLE:
                         problem = "200 without what the protocol has in it"
                 elif response.status_code not in BUSY and response.status_code < 500:
-                    if response.status_code in {400, 413, 422} and _says_too_long(problem):
+                    if response.status_code == 400 and _error(response).get("code") == "content_filter":
+                        raise FilteredError(self._line(path, problem))
+                    if response.status_code in {400, 413, 422} and _says_too_long(response):
                         raise TooLongError
                     raise InputError(self._line(path, problem))
                 wait = _seconds(response.headers.get("retry-after"))
@@ -177,34 +203,56 @@ class OpenAIModel:
         return line.replace(self.key, "…") if self.key else line
 
 
-def _reason(response: httpx.Response) -> str:
-    """What an endpoint says went wrong, in at most 300 characters."""
+def check_address(address: str) -> None:
+    """Refuses what no request can be sent to.
+
+    Raises:
+      InputError: it is no http(s) address with a host.
+    """
+    if not address.startswith(("http://", "https://")):
+        raise InputError(f"--base-url {address}: http:// or https:// is due")
+    try:
+        host = httpx.URL(address).raw_host.decode()
+        host.encode("idna")  # as sockets do
+    except (httpx.InvalidURL, ValueError) as error:
+        raise InputError(f"--base-url {address}: {error}") from None
+    if not host:
+        raise InputError(f"--base-url {address}: has no host")
+
+
+def _error(response: httpx.Response) -> dict[str, Any]:
+    """The error that an endpoint tells, with `message` and perhaps `code` and `param`; {} where it tells none."""
     try:
         error = response.json()["error"]
-        return str(error["message"] if isinstance(error, dict) else error)[:300]
-    except (ValueError, KeyError, TypeError):
-        return (response.text or response.reason_phrase)[:300]
+    except UNREADABLE:
+        return {}
+    return error if isinstance(error, dict) else {"message": error}
+
+
+def _reason(response: httpx.Response) -> str:
+    """What an endpoint says went wrong, in at most 300 characters."""
+    return str(_error(response).get("message", response.text or response.reason_phrase))[:300]
 
 
 def _refused(response: httpx.Response) -> str | None:
     """The part of a request that the endpoint says its model does not take; None where it says something else."""
-    try:
-        error = response.json()["error"] if response.status_code == 400 else {}
-        return str(error["param"]) if str(error["code"]).startswith("unsupported") else None
-    except (ValueError, LookupError, TypeError):
-        return None
+    error = _error(response) if response.status_code == 400 else {}
+    return str(error.get("param")) if str(error.get("code")).startswith("unsupported") else None
 
 
-def _says_too_long(problem: str) -> bool:
-    text = problem.lower()
+def _says_too_long(response: httpx.Response) -> bool:
+    text = f"{_error(response).get('code')} {_reason(response)}".lower()
     return "context" in text and ("length" in text or "window" in text or "size" in text)
 
 
 def _generation(reply: Any) -> Generation:
-    text = reply["choices"][0]["message"].get("content")
+    choice = reply["choices"][0]
+    text = choice["message"].get("content")
     if not isinstance(text, str | None):
         raise TypeError
-    return Generation(text or "", *_usage(reply))
+    filtered = choice.get("finish_reason") == "content_filter"
+    cut = filtered or choice.get("finish_reason") == "length"
+    return Generation(text or "", *_usage(reply), cut=cut, refused=filtered and not text)
 
 
 def _log_probabilities(reply: Any) -> tuple[dict[int, float], tuple[int, int, int]]:
@@ -218,10 +266,12 @@ def _log_probabilities(reply: Any) -> tuple[dict[int, float], tuple[int, int, in
 
 
 def _usage(reply: dict[str, Any]) -> tuple[int, int, int]:
-    """Prompt, cached and output tokens."""
+    """Prompt, cached and output tokens; 0 for what is no number of tokens."""
     usage = reply.get("usage") or {}
     cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
-    return int(usage.get("prompt_tokens") or 0), int(cached or 0), int(usage.get("completion_tokens") or 0)
+    given = usage.get("prompt_tokens"), cached, usage.get("completion_tokens")
+    prompt, cached, output = (n if isinstance(n, int) and 0 <= n <= MOST_TOKENS else 0 for n in given)
+    return prompt, cached, output
 
 
 def _seconds(text: str | None) -> float:

@@ -91,7 +91,8 @@ class TransformersModel:
         for place, (row, ids) in enumerate(zip(rows, written, strict=True)):
             text = self.tokenizer.tokenizer.decode(ids, skip_special_tokens=True)
             cached = shared if place else reused
-            answers[row] = Generation(text, len(prompts[row]), cached, len(ids))
+            # Without the end's token, so one that ended by itself is shorter.
+            answers[row] = Generation(text, len(prompts[row]), cached, len(ids), cut=len(ids) == max_new_tokens)
         return answers
 
     def _generate(

@@ -124,7 +124,7 @@ class VllmModel:
         for row, output in zip(rows, outputs, strict=True):
             written = output.outputs[0]
             tokens = (len(output.prompt_token_ids), output.num_cached_tokens or 0, len(written.token_ids))
-            answers[row] = Generation(written.text, *tokens)
+            answers[row] = Generation(written.text, *tokens, cut=written.finish_reason == "length")
         return answers
 
     def score(self, batch: Sequence[Continuations]) -> list[Likelihoods]:

@@ -2,13 +2,14 @@
 
 import dataclasses
 import html
+import itertools
 import re
 
 import numpy as np
 import pytest
 
 from llm_stage.decode import llm_engine
-from llm_stage.engines.base import Answer, Questions
+from llm_stage.engines.base import Answer, Questions, UnfinishedError
 from llm_stage.engines.language_model import Generation, Likelihoods, NumberList
 from llm_stage.parse import Named, match_titles, parse_numbers, title_keys
 from tests.llm_stage.engines.catalogue import SIZE, TITLES, questions, settings, write_catalogue
@@ -62,6 +63,39 @@ def test_titles(text, named):
     assert match_titles(text, KEYS) == named
 
 
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("10 Things; A", Named((2,), 1, 0)),
+        ("10 Things; A B", Named((2,), 1, 0)),
+        ("10 Things;", Named((2,), 0, 0)),
+        ("10 Things\n ", Named((2,), 0, 0)),
+        ("10 Things; A;", Named((2,), 1, 0)),  # may have been A; B
+        ("10 Things; A; ", Named((2,), 1, 0)),
+        ("A; B", Named((), 1, 0)),
+        ("A; B; 10", Named((3,), 1, 0)),
+        ("A; 10 Thi", Named((4,), 1, 0)),
+        ("B; A; 10 Things", Named((6, 4), 1, 0)),
+        ("10 Th", Named((), 1, 0)),
+        ("; ;", Named((), 0, 0)),
+        ("", Named((), 0, 0)),
+    ],
+)
+def test_what_was_cut_off_names_nothing(text, named):
+    assert match_titles(text, KEYS, cut=True) == named
+
+
+def test_cut_titles_name_what_they_name_whole_or_nothing():
+    titles = ["Toy Story", "Toy Story 2", "Toy", "Toy; Story", "Heat"]
+    keys = title_keys([(title, n) for n, title in enumerate(titles)])
+    for order in itertools.permutations(range(5), 3):
+        text = "; ".join(titles[n] for n in order)
+        whole = match_titles(text, keys).picks
+        for end in range(len(text)):
+            picks = match_titles(text[:end], keys, cut=True).picks
+            assert picks == whole[: len(picks)]
+
+
 def test_every_title_is_found_in_any_company():
     rng = np.random.default_rng(0)
     titles = [*TITLES, "Semi;colon; title", "Semi", "&lt;b&gt;", "50% off: 2 for 1.", "A_1", "3. Third"]
@@ -87,18 +121,21 @@ class Scripted:
 
     label, identity, batch_size = "scripted", {"engine": "scripted"}, 4
 
-    def __init__(self, text="", longest=10**9):
-        self.text, self.longest, self.asked = text, longest, []
+    def __init__(self, text="", longest=10**9, cut=False):
+        self.text, self.longest, self.cut, self.asked = text, longest, cut, []
 
     def chat(self, chats, max_new_tokens, grammars):
         self.asked.append((chats, grammars))
         fits = [len(chat.user) <= self.longest for chat in chats]
-        return [Generation(self.text if fit else None, 10, 4, 2) for fit in fits]
+        return [Generation(self.text if fit else None, 10, 4, 2, self.cut) for fit in fits]
 
     def score(self, batch):
         """A title is as likely as it is short, whatever the session; after "Tent", sleeping bags are likelier."""
         found = []
         for prefix, texts in batch:
+            if len(prefix) > self.longest:
+                found.append(Likelihoods(None))
+                continue
             gain = [5.0 * ("Tent" in prefix and "Sleeping" in text) - len(text) for text in texts]
             found.append(Likelihoods(np.array(gain), 10, 4))
         return found
@@ -145,6 +182,19 @@ def test_thoughts_are_no_answer(dataset, decode):
         assert answer.text == text
 
 
+def test_a_cut_answer_is_read_without_its_last_piece(dataset):
+    asked = questions(1)
+    listed = [i for i in asked.candidates[0].tolist() if i not in (5, 6)]
+    text = "; ".join(dataset.titles[i] for i in listed[:3])
+    for cut, picks in ((False, 3), (True, 2)):
+        answer = llm_engine(Scripted(text, cut=cut), settings(dataset, "vllm", decode="free"), dataset).answer(asked)[0]
+        assert answer.picks == tuple(listed[:picks])
+        assert answer.invalid == 3 - picks
+    # A closed list is whole, whatever came behind it.
+    model = Scripted("[1, 2]", cut=True)
+    assert len(llm_engine(model, settings(dataset, "vllm"), dataset).answer(asked)[0].picks) == 2
+
+
 def test_structured_numbers_are_candidates_with_a_title(dataset):
     model = Scripted("[1, 3, 2, 4, 5, 6]")
     engine = llm_engine(model, settings(dataset, "vllm", max_intents=5), dataset)
@@ -153,7 +203,7 @@ def test_structured_numbers_are_candidates_with_a_title(dataset):
     for row, answer in enumerate(answers):
         listed = [i for i in asked.candidates[row].tolist() if i != 6]
         assert answer.picks == tuple(listed[n - 1] for n in (1, 3, 2, 4, 5))
-        assert answer[3:] == (0, 10, 4, 2)
+        assert answer[3:] == (0, 10, 4, 2, 0)
         assert model.asked[0][1][row] == NumberList(len(listed), 5)
     assert [len(preview) for preview in engine.preview(asked)] == [2] * 8
 
@@ -165,6 +215,33 @@ def test_too_long_prompts_get_shorter_titles_then_an_empty_answer(dataset):
     assert len(model.asked) > 1
     hopeless = llm_engine(Scripted("[1]", longest=10), settings(dataset, "vllm"), dataset)
     assert hopeless.answer(questions()) == [Answer(())] * 8
+
+
+def test_what_a_model_answered_before_it_failed_is_given_on(dataset):
+    class Fails(Scripted):
+        def chat(self, chats, max_new_tokens, grammars):
+            generations = super().chat(chats, max_new_tokens, grammars)
+            if len(self.asked) == 1:
+                return [Generation(None), Generation(None), Generation(None), *generations[3:]]
+            raise UnfinishedError("dead", {0: Generation(None), 2: generations[2]})
+
+    engine = llm_engine(Fails("[1]"), settings(dataset, "vllm"), dataset)
+    whole = llm_engine(Scripted("[1]"), settings(dataset, "vllm"), dataset).answer(questions())
+    with pytest.raises(UnfinishedError, match=r"^dead$") as raised:
+        engine.answer(questions())
+    assert raised.value.found == {row: whole[row] for row in range(2, 8)}
+
+
+def test_score_tries_shorter_titles_as_well(tmp_path):
+    titles = [*TITLES]
+    titles[0] += " with poles" * 10
+    long = write_catalogue(tmp_path / "long", titles)
+    asked, picked = questions(), []
+    assert any(1 in asked.sessions[row] for row in range(8))
+    for longest in (10**9, 130, 60):  # of a prefix; an empty session has 51, three titles of 20 add 69
+        engine = llm_engine(Scripted(longest=longest), settings(long, "vllm", decode="score"), long)
+        picked.append([len(answer.picks) for answer in engine.answer(asked)])
+    assert picked == [[5] * 8, [5] * 8, [0] * 8]
 
 
 def test_no_candidate_with_a_title_is_an_empty_answer_without_a_question(dataset):
@@ -186,7 +263,7 @@ def test_score_is_the_gain_over_the_prior(dataset):
     candidates = np.array([[SIZE + 2, 5, 2, 6, SIZE + 3]], np.int32)
     answer = engine.answer(Questions(session, candidates))[0]
     assert answer.picks == (5, 2)  # both gain alike: the better candidate first
-    assert answer[3:] == (0, 10, 4, 0)
+    assert answer[3:] == (0, 10, 4, 0, 0)
 
 
 def test_identity_names_all_that_can_change_an_answer(dataset):

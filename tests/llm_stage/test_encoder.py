@@ -8,7 +8,7 @@ import pytest
 from dmsrec_jax.artifacts import read_item_text, read_new_items
 from dmsrec_jax.errors import InputError
 from llm_stage.encode_items import main as encode_items
-from llm_stage.encoder import Encoder, load_encoder, stored
+from llm_stage.encoder import Encoder, encoder_revision, load_encoder, stored
 
 torch = pytest.importorskip("torch", reason="needs torch")
 transformers = pytest.importorskip("transformers", reason="needs transformers")
@@ -75,6 +75,16 @@ def test_the_identity_knows_the_weights(bert, tmp_path):
     other.save_pretrained(tmp_path / "tiny-bert")
     transformers.AutoTokenizer.from_pretrained(bert).save_pretrained(tmp_path / "tiny-bert")
     assert Encoder(str(tmp_path / "tiny-bert"), "masked").identity["encoder_revision"] != one["encoder_revision"]
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json", "merges.txt", "spiece.model"])
+def test_the_revision_knows_every_file_of_the_tokenizer(bert, tmp_path, name):
+    copy = tmp_path / "tiny-bert"
+    shutil.copytree(bert, copy)
+    assert encoder_revision(str(copy)) == encoder_revision(str(bert))
+    with (copy / name).open("a") as file:
+        file.write(" ")
+    assert encoder_revision(str(copy)) != encoder_revision(str(bert))
 
 
 def test_nan_is_an_error_that_names_the_encoder(bert, monkeypatch):

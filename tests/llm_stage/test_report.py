@@ -29,7 +29,7 @@ def report():
     answers = gather(
         [
             (0, Answer((1, 3), "…", invalid=2, prompt_tokens=100, cached_tokens=60, output_tokens=9)),
-            (2, Answer((), "?", invalid=1, prompt_tokens=100, cached_tokens=90, output_tokens=1)),
+            (2, Answer((), "?", invalid=1, prompt_tokens=100, cached_tokens=90, output_tokens=1, refused=1)),
             (3, Answer((2, 5), "…", duplicates=3, prompt_tokens=50, cached_tokens=50, output_tokens=2)),
         ]
     )
@@ -48,7 +48,7 @@ def test_the_numbers_are_those_counted_by_hand(report):
     }
     assert (report["prompt_tokens"], report["cached_tokens"], report["output_tokens"]) == (250, 200, 12)
     assert report["cached_share"] == 0.8
-    assert report["without_title"] == 1
+    assert report["without_title"] == report["refused"] == 1
     train, test = report["parts"]["train"], report["parts"]["test"]
     assert train == {
         "sessions": 3,
@@ -78,6 +78,7 @@ def test_what_is_printed_says_who_answered_and_where_train_is_ahead(report):
     text = printed(report)
     assert "no LLM (retrieval)" in text
     assert "1 items named have no title" in text
+    assert "1 questions were refused by a content filter" in text
     assert "80.0 % cached" in text
     assert "trust intents" not in text
     report["parts"]["train"]["target_among_candidates"] = 1.3

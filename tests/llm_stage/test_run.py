@@ -1,4 +1,5 @@
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -6,7 +7,8 @@ import pytest
 
 from dmsrec_jax.artifacts import read_candidates, read_intents
 from dmsrec_jax.errors import InputError
-from llm_stage.engines.base import Answer
+from llm_stage.encode_items import main as encode_items
+from llm_stage.engines.base import Answer, UnfinishedError
 from llm_stage.merge import main as merge
 from llm_stage.questions import row_space
 from llm_stage.run import main
@@ -129,6 +131,25 @@ def test_an_engine_that_dies_leaves_what_it_answered(whole, call, faked, refused
     assert sum(calls) == len(list((whole / "answers/00000.jsonl").open())) - 20
 
 
+def test_what_a_failed_batch_has_is_kept(whole, call, faked, refused, flags, tmp_path, monkeypatch):
+    inner = faked.answer
+
+    def fails(self, questions):
+        answers = inner(self, questions)
+        raise UnfinishedError("http://localhost:1: 500", {place: answers[place] for place in (3, 1)})
+
+    with monkeypatch.context() as patched:
+        patched.setattr(faked, "answer", fails)
+        assert "500 (2 of" in refused(main, *flags, "--out", tmp_path / "out")
+        assert "500 (4 of" in refused(main, *flags, "--out", tmp_path / "out")
+        patched.setattr(faked, "name", lambda self, questions, row: Answer((999,)))
+        patched.setattr(faked, "answer", fails)
+        assert "fake: named (999,)" in refused(main, *flags, "--out", tmp_path / "out")
+    call("--out", tmp_path / "out")
+    names = {name for name in contents(whole) if not name.startswith("answers/")}  # other batches, another order
+    assert {name: contents(tmp_path / "out")[name] for name in names} == {name: contents(whole)[name] for name in names}
+
+
 def test_finished_rows_keep_their_answers_though_the_engine_changes_its_mind(call, faked, monkeypatch, tmp_path):
     out = tmp_path / "out"
     call("--out", out, "--limit", 30)
@@ -160,6 +181,20 @@ def test_nothing_else_is_mixed_in(call, faked, refused, flags, tiny, tmp_path, f
     else:
         assert "shard" in refused(main, *flags, "--out", out, "--shard", "1/2")
     assert contents(out) == before
+
+
+@pytest.mark.parametrize("command", [main, merge, encode_items])
+def test_a_data_set_changed_in_place_is_refused(faked, refused, tiny, candidates, tmp_path, command):
+    """Its hash is that of meta.json, which does not change: new titles would be mixed with the old ones' answers."""
+    copy, out = tmp_path / "copy", tmp_path / "out"
+    shutil.copytree(tiny.path, copy)
+    titles = json.loads((copy / "titles.json").read_text())
+    (copy / "titles.json").write_text(json.dumps([*titles[:-1], "another"]))
+    more = {main: ("--engine", "retrieval"), merge: ("--shards", tmp_path), encode_items: ()}[command]
+    given = () if command is encode_items else ("--candidates", candidates)
+    line = refused(command, "--dataset", copy, *given, *more, "--out", out)
+    assert "titles.json: its SHA-256 is not the one in meta.json" in line
+    assert not out.exists()
 
 
 def test_shards_merged_are_the_single_run(whole, call, flags, tmp_path, refused):

@@ -1,5 +1,7 @@
 import errno
 import os
+import zlib
+from pathlib import Path
 
 import pytest
 
@@ -33,6 +35,31 @@ def test_what_is_appended_is_read_in_order_by_anyone_later(tmp_path):
     identity, found = read_answers(tmp_path)
     assert identity == IDENTITY
     assert dict(found) == {row: answer(row) for row in rows}
+
+
+@pytest.mark.parametrize("lock", [True, False])
+def test_answers_are_read_from_a_disk_that_takes_no_writing(tmp_path, monkeypatch, lock):
+    fill(tmp_path, [0, 1])
+    if not lock:
+        (tmp_path / "lock").unlink()
+    inner = Path.open
+
+    def read_only(self, mode="r", *args, **words):
+        if set(mode) & set("wax+"):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
+        return inner(self, mode, *args, **words)
+
+    monkeypatch.setattr(Path, "open", read_only)
+    assert dict(read_answers(tmp_path)[1]) == {row: answer(row) for row in (0, 1)}
+
+
+def test_answers_from_before_there_was_a_field_are_read(tmp_path):
+    line = b'{"row": 4, "picks": [1, 2], "text": "[1]", "invalid": 0, "duplicates": 0, "prompt_tokens": 9, '
+    line += b'"cached_tokens": 0, "output_tokens": 3}\n'
+    fill(tmp_path, [])
+    (tmp_path / "00000.jsonl").write_bytes(line)
+    (tmp_path / "index").write_bytes(module._Batch(0, 0, len(line), 1, zlib.crc32(line)).line())
+    assert dict(read_answers(tmp_path)[1]) == {4: Answer((1, 2), "[1]", 0, 0, 9, 0, 3)}
 
 
 def test_a_finished_row_is_never_answered_again(tmp_path):
@@ -112,6 +139,22 @@ def test_another_identity_is_refused_and_the_key_named(tmp_path):
     (tmp_path / "identity.json").unlink()
     with pytest.raises(InputError, match=r"identity\.json: missing"):
         AnswerStore(tmp_path, IDENTITY)
+
+
+def test_a_folder_without_answers_is_bound_to_nothing(tmp_path):
+    """As after a mistyped --model, to which the endpoint said 404."""
+    other = IDENTITY | {"engine": {"model": "mistyped", "decode": "free"}}
+    AnswerStore(tmp_path, other).__exit__(None, None, None)
+    fill(tmp_path, [0])
+    assert read_answers(tmp_path)[0] == IDENTITY
+    with pytest.raises(InputError, match=r'engine\.model "m", not "mistyped"'):
+        AnswerStore(tmp_path, other)
+    (tmp_path / "index").write_bytes((tmp_path / "index").read_bytes()[:-3])  # a kill tore the only line
+    with pytest.raises(InputError, match=r"engine\.model"):
+        AnswerStore(tmp_path, other)
+    AnswerStore(tmp_path, IDENTITY).__exit__(None, None, None)
+    AnswerStore(tmp_path, other).__exit__(None, None, None)
+    assert read_answers(tmp_path)[0] == other
 
 
 def test_one_process_writes_at_a_time(tmp_path):

@@ -1,17 +1,20 @@
 """The client, against a small server that misbehaves in the ways real ones do."""
 
 import json
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from dmsrec_jax.errors import InputError
-from tests.llm_stage.engines.catalogue import questions, settings
+from tests.llm_stage.engines.catalogue import TITLES, questions, settings
 
 pytest.importorskip("httpx")
 from llm_stage.engines import openai_engine
+from llm_stage.engines.base import Answer, UnfinishedError
 from llm_stage.engines.openai_engine import build
+from llm_stage.prompts import Chat
 
 
 class Server:
@@ -67,9 +70,9 @@ def serve(monkeypatch):
         server.http.server_close()
 
 
-def said(text, cached=0):
+def said(text, cached=0, **choice):
     usage = {"prompt_tokens": 100, "completion_tokens": 7, "prompt_tokens_details": {"cached_tokens": cached}}
-    return 200, {"choices": [{"message": {"content": text}}], "usage": usage}
+    return 200, {"choices": [{"message": {"content": text}, **choice}], "usage": usage}
 
 
 def engine(catalogue, server, **flags):
@@ -82,7 +85,7 @@ def test_structured_answers(catalogue, serve):
     answers = engine(catalogue, server).answer(asked)
     for row, answer in enumerate(answers):
         assert answer.picks == (asked.candidates[row][1], asked.candidates[row][0])
-        assert answer[2:] == (0, 1, 100, 64, 7)
+        assert answer[2:] == (0, 1, 100, 64, 7, 0)
     assert 1 <= server.most_at_once <= 3
     path, body = server.requests[0]
     assert path == "/v1/chat/completions"
@@ -109,10 +112,18 @@ def test_answers_stay_in_order_however_late_they_come(catalogue, serve):
     assert answers[1].picks == (asked.candidates[1][1],)
 
 
+@pytest.mark.parametrize(
+    ("reason", "cut"), [("length", True), ("content_filter", True), ("stop", False), (None, False), ([], False)]
+)
+def test_cut_answers_are_known(catalogue, serve, reason, cut):
+    client = engine(catalogue, serve(lambda path, body, count: said("Tent", finish_reason=reason)), decode="free")
+    assert client.model.chat([Chat("", "?")], 4, None)[0].cut == cut
+
+
 def test_busy_endpoints_are_asked_again(catalogue, serve):
     bad = [(429, {}), (503, b"<html>"), None, (500, {"error": "x"}), (200, b"no json"), (200, [])]
     bad += [(200, {"choices": [choice]}) for choice in ({}, {"message": None}, {"message": {"content": [{}]}})]
-    bad += [(200, said("[1]")[1] | {"usage": "none"})]
+    bad += [(200, said("[1]")[1] | {"usage": "none"}), (200, b"[" * 100_000), (503, b"[" * 100_000)]
     server = serve(lambda path, body, count: bad[count - 1] if count <= len(bad) else said("[1]"))
     answers = engine(catalogue, server, retries=len(bad)).answer(questions(1))
     assert answers[0].picks == (questions(1).candidates[0][0],)
@@ -157,6 +168,32 @@ def test_a_dead_endpoint_is_one_line(catalogue, serve):
         engine(catalogue, server, retries=1).answer(questions())
 
 
+@pytest.mark.parametrize("decode", ["structured", "free", "score"])
+def test_one_bad_question_costs_no_other_answer(catalogue, serve, decode):
+    """The first one fails, when all others have been asked."""
+    asked, others = questions(), []
+    all_asked = threading.Event()
+
+    def reply(path, body, count):
+        text = body["prompt"][0] if decode == "score" else body["messages"][1]["content"]
+        if text == bad:
+            all_asked.wait(5)
+            return 500, {"error": "assert"}
+        others.append(text)
+        if len(others) == 7 + (decode == "score"):  # which also asks about titles without a session
+            all_asked.set()
+        choices = [{"index": n, "logprobs": {"token_logprobs": [None, -1.0]}} for n in range(1 + len(TITLES))]
+        return (200, {"choices": choices}) if decode == "score" else said("[1]")
+
+    client = engine(catalogue, serve(reply), decode=decode, retries=0)
+    first = client.questions(asked)[0]
+    bad = client.prefix(first.session, 200) if decode == "score" else client.chat(first, 200).user
+    with pytest.raises(UnfinishedError, match="500: assert") as raised:
+        client.answer(asked)
+    assert sorted(raised.value.found) == list(range(1, 8))
+    assert all(type(answer) is Answer for answer in raised.value.found.values())
+
+
 def test_slow_endpoints_time_out(catalogue, serve):
     gate = threading.Event()
     server = serve(lambda path, body, count: gate.wait(5) and None)
@@ -193,6 +230,45 @@ def test_prompts_that_do_not_fit_become_empty_answers(catalogue, serve):
     assert [answer.picks for answer in answers] == [(), ()]
 
 
+@pytest.mark.parametrize("code", ["context_length_exceeded", None])
+def test_a_code_says_it_as_well_as_a_message(catalogue, serve, code):
+    error = {"message": "Your messages resulted in 300000 tokens.", "code": code}
+    client = engine(catalogue, serve(lambda path, body, count: (400, {"error": error})))
+    if code:
+        assert [answer.picks for answer in client.answer(questions(2))] == [(), ()]
+    else:
+        with pytest.raises(InputError, match="400: Your messages"):
+            client.answer(questions(2))
+
+
+@pytest.mark.parametrize("number", ["1e30", "1e999", "-5", "2147483648", "NaN", '"7"', "[7]", "7.5", "1" + "0" * 400])
+def test_what_is_no_number_of_tokens_counts_as_none(catalogue, serve, number):
+    reply = '{"choices": [{"message": {"content": "[1]"}}], "usage": {"prompt_tokens": N, "completion_tokens": N, '
+    reply += '"prompt_tokens_details": {"cached_tokens": N}}}'
+    server = serve(lambda path, body, count: (200, reply.replace("N", number).encode()))
+    answer = engine(catalogue, server, retries=0).answer(questions(1))[0]
+    assert (answer.prompt_tokens, answer.cached_tokens, answer.output_tokens) == (0, 0, 0)
+    assert len(answer.picks) == 1
+
+
+FILTERED = 400, {"error": {"message": "The prompt triggered a policy", "param": "prompt", "code": "content_filter"}}
+
+
+@pytest.mark.parametrize("says", [FILTERED, said(None, finish_reason="content_filter")])
+def test_what_a_content_filter_refuses_is_an_empty_answer_of_its_own_kind(catalogue, serve, says):
+    title = "Clip-On Guitar Tuner"
+    server = serve(lambda path, body, count: says if title in body["messages"][1]["content"] else said("[1]"))
+    answers = engine(catalogue, server).answer(questions())
+    refused = [row for row, answer in enumerate(answers) if answer.refused]
+    assert 0 < len(refused) < len(answers) == len(server.requests)
+    assert refused == [row for row, answer in enumerate(answers) if not answer.picks]
+
+
+def test_a_filtered_score_is_one_line(catalogue, serve):
+    with pytest.raises(InputError, match="400: The prompt triggered"):
+        engine(catalogue, serve(lambda path, body, count: FILTERED), decode="score").answer(questions(1))
+
+
 @pytest.mark.parametrize("content", [None, "", "[", "nonsense", "[77]", '{"intents": "x"}'])
 def test_nonsense_is_counted_never_raised(catalogue, serve, content):
     answers = engine(catalogue, serve(lambda path, body, count: said(content))).answer(questions(1))
@@ -220,6 +296,28 @@ def test_endpoints_without_prompt_log_probabilities_are_named(catalogue, serve):
         engine(catalogue, server, decode="score").answer(questions(1))
 
 
-def test_the_address_must_be_one(catalogue):
-    with pytest.raises(InputError, match=r"^--base-url localhost"):
-        build(settings(catalogue, "openai", base_url="localhost:8000"), catalogue)
+@pytest.mark.parametrize(
+    "address",
+    ["localhost:8000", "http://localhost:abc/v1", "http://[::1", "http://", "http://:80/v1", "http://a..b/v1"],
+)
+def test_the_address_must_be_one(catalogue, address):
+    with pytest.raises(InputError, match=f"^--base-url {re.escape(address)}: "):
+        build(settings(catalogue, "openai", base_url=address), catalogue)
+
+
+@pytest.mark.parametrize("address", ["http://[::1]:8000/v1", "https://bücher.example/v1", "http://10.0.0.1/v1/"])
+def test_addresses_of_all_kinds_are_taken(catalogue, address):
+    build(settings(catalogue, "openai", base_url=address), catalogue)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("ALL_PROXY", "socks9://a:1"), ("http_proxy", "foo:bar"), ("NO_PROXY", "[::"), ("SSL_CERT_FILE", "/nowhere/ca")],
+)
+def test_a_variable_that_the_client_cannot_use_is_named(catalogue, monkeypatch, name, value):
+    for other in openai_engine.OF_CLIENT:
+        monkeypatch.delenv(other, raising=False)
+        monkeypatch.delenv(other.lower(), raising=False)
+    monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=f"^{name}: "):
+        build(settings(catalogue, "openai"), catalogue)

@@ -35,6 +35,16 @@ def test_batches_with_a_shared_prefix_write_what_single_prompts_write(model, cat
     assert [answer.text for answer in model.chat(CHATS, 12, None)] == [answer.text for answer in together]
 
 
+def test_answers_without_an_end_are_cut(model, monkeypatch):
+    free = model.chat(CHATS, 12, None)
+    assert all(answer.cut and answer.output_tokens == 12 for answer in free)
+    ended = model.tokenizer.ids(free[0].text, start=False)[5]
+    monkeypatch.setattr(model, "_ends", lambda: [ended])
+    answers = model.chat(CHATS, 12, None)
+    assert not answers[0].cut
+    assert all(answer.cut == (answer.output_tokens == 12) for answer in answers)
+
+
 def test_grammars_hold_whatever_the_model_would_say(model):
     grammars = [NumberList(largest, longest) for largest, longest in ((1, 1), (12, 3), (250, 2), (9, 8))]
     for grammar, answer in zip(grammars, model.chat(CHATS, 64, grammars), strict=True):

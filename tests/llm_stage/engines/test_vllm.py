@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import urllib.request
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ import pytest
 from dmsrec_jax.artifacts import write_candidates
 from dmsrec_jax.errors import InputError
 from llm_stage.engines import vllm_engine
-from llm_stage.engines.language_model import Continuations
+from llm_stage.engines.language_model import Continuations, Generation
 from llm_stage.prompts import Chat
 from tests.llm_stage.engines.catalogue import TITLES, questions, settings, share_that_fits
 
@@ -32,6 +33,20 @@ def test_a_missing_vllm_is_one_line(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"vLLM is not installed; see docs/llm-stage\.md"):
         vllm_engine.device_settings("auto")
+
+
+@pytest.mark.parametrize(("reason", "cut"), [("length", True), ("stop", False), (None, False)])
+def test_answers_that_reach_the_limit_are_cut(monkeypatch, reason, cut):
+    """With what vLLM gives back, and no vLLM."""
+    written = SimpleNamespace(text="Tent", token_ids=[1, 2], finish_reason=reason)
+    output = SimpleNamespace(outputs=[written], prompt_token_ids=[1], num_cached_tokens=None)
+    parameters = SimpleNamespace(SamplingParams=dict, StructuredOutputsParams=dict)
+    for name in ("vllm", "vllm.sampling_params"):
+        monkeypatch.setitem(sys.modules, name, parameters)
+    model = vllm_engine.VllmModel.__new__(vllm_engine.VllmModel)
+    model.llm = SimpleNamespace(chat=lambda chats, params, use_tqdm: [output] * len(chats))
+    monkeypatch.setattr(model, "_fits", lambda chat, max_new_tokens: True)
+    assert model.chat([Chat("", "?")], 2, None) == [Generation("Tent", 1, 0, 2, cut)]
 
 
 class EngineCore:
