@@ -25,7 +25,7 @@ from dmsrec_jax.data.config import (
 from dmsrec_jax.data.movielens import read_movielens
 from dmsrec_jax.data.npz import read_npz
 from dmsrec_jax.data.srgnn_pickle import read_pickles
-from dmsrec_jax.data.write import Prepared, shorten_titles, table1, write_dataset
+from dmsrec_jax.data.write import Prepared, keep_last, shorten_titles, table1, write_dataset
 from dmsrec_jax.errors import InputError
 from dmsrec_jax.files import check_replaceable
 
@@ -51,8 +51,11 @@ def prepare(config: Prepare) -> None:
     for path in (getattr(config, "raw", None), getattr(config, "titles", None)):
         if path is not None and path.resolve().is_relative_to(config.out.resolve()):
             raise InputError(f"--out {config.out}: would replace {path}, which is to be read")
+    most = getattr(config, "keep_last", None)
+    if most is not None and most < 1:
+        raise InputError(f"--keep-last {most}: must be 1 or more")
     prepared, provenance = _read(config)
-    prepared = shorten_titles(prepared)
+    prepared = shorten_titles(prepared if most is None else keep_last(prepared, most))
     name = config.name or config.out.resolve().name
     dataset = write_dataset(prepared, config.out, name=name, provenance=provenance, overwrite=config.overwrite)
     console = Console(markup=False, highlight=False)

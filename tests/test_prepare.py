@@ -289,6 +289,28 @@ def test_what_is_read_is_not_replaced(tmp_path, refused, flag):
     assert inside.is_file()
 
 
+@pytest.mark.parametrize("source", ["csv", "npz"])
+def test_rows_keep_their_last_clicks(source, tmp_path, capsys, refused):
+    rows = npz(all_items=[1, 3, 2, 3, 4], all_offsets=[0, 3, 5], train_items=[1, 3, 3], train_offsets=[0, 2, 3])
+    raw = make(tmp_path / "raw", source, **({"sessions__npz": rows} if source == "npz" else {}))
+    flags = (source, "--raw", str(raw), "--out")
+    assert "--keep-last 0" in refused(main, *flags, tmp_path / "out", "--keep-last", 0)
+    main([*flags, str(tmp_path / "whole")])
+    main([*flags, str(tmp_path / "cut"), "--keep-last", "1"])
+    whole, cut = (SessionDataset.load(tmp_path / name, verify=True) for name in ("whole", "cut"))
+    for part in ("train", "test"):
+        rows, short = getattr(whole, part), getattr(cut, part)
+        assert [row.tolist() for row in map(short.__getitem__, range(len(short)))] == [
+            rows[i][-1:].tolist() for i in range(len(rows))
+        ]
+        for name in ("targets", "chains"):
+            assert getattr(short, name).tolist() == getattr(rows, name).tolist()
+    assert cut.sessions.items.tolist() == whole.sessions.items.tolist()
+    longer = int((whole.train.lengths > 1).sum())
+    assert longer
+    assert f"rows cut to their last 1 clicks: {longer} training, " in capsys.readouterr().out
+
+
 def test_long_titles_are_cut(tmp_path, capsys):
     titles = {str(i): "T" * (999 + i) for i in range(1, 5)}
     raw = make(tmp_path / "raw", "npz", titles__json=json.dumps(titles))

@@ -17,7 +17,16 @@ class Prepare:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrepareNpz(Prepare):
+class PrepareFiles(Prepare):
+    """What every source but the demo takes."""
+
+    keep_last: int | None = None
+    """Rows keep at most this many clicks, the last ones: long sessions cost attention models time. Whole sessions,
+    which global graphs read, stay."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareNpz(PrepareFiles):
     """sessions.npz (rows, targets and whole sessions as integer arrays) with titles.json beside it."""
 
     raw: Path
@@ -29,7 +38,7 @@ class PrepareNpz(Prepare):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreparePickle(Prepare):
+class PreparePickle(PrepareFiles):
     """train.txt and test.txt as the SR-GNN family of repositories writes them; all_train_seq.txt is used if there."""
 
     raw: Path
@@ -45,7 +54,7 @@ class PrepareDemo(Prepare):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrepareMovieLens(Prepare):
+class PrepareMovieLens(PrepareFiles):
     """MovieLens-1M: the GroupLens folder. One session per user and sitting; the last tenth by time tests."""
 
     raw: Path
@@ -59,7 +68,7 @@ class PrepareMovieLens(Prepare):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrepareAmazon(Prepare):
+class PrepareAmazon(PrepareFiles):
     """Amazon 2014 reviews (5-core): one session per user, all its prefixes, split by user."""
 
     raw: Path
@@ -71,7 +80,7 @@ class PrepareAmazon(Prepare):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrepareLog(Prepare):
+class PrepareLog(PrepareFiles):
     """What the click logs take."""
 
     raw: Path

@@ -41,6 +41,13 @@ def _samples(sessions: Sessions, chains: np.ndarray, lengths: np.ndarray) -> Spl
     return Split(*ragged(sessions.items, starts, lengths), targets, chains.astype(np.int32))
 
 
+def cut_rows(rows: Split, most: int) -> tuple[Split, int]:
+    """``rows`` with at most ``most`` clicks each, the last ones; and how many were longer."""
+    lengths = np.minimum(rows.lengths, most)
+    cut = Split(*ragged(rows.items, rows.offsets[1:] - lengths, lengths), rows.targets, rows.chains)
+    return cut, int((rows.lengths > most).sum())
+
+
 def last_clicks(sessions: Sessions) -> Split:
     """One sample per session of two clicks or more: the last click is the target."""
     chains = np.flatnonzero(sessions.lengths >= 2)

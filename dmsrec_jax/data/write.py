@@ -8,7 +8,7 @@ import numpy as np
 from rich.table import Table
 
 from dmsrec_jax.data.dataset import SCHEMA_VERSION, SessionDataset, Sessions, Split
-from dmsrec_jax.data.samples import longest, ragged
+from dmsrec_jax.data.samples import cut_rows, longest, ragged
 from dmsrec_jax.errors import InputError
 from dmsrec_jax.files import sha256, staged_folder, write_json, write_npy
 
@@ -40,6 +40,13 @@ def shorten_titles(prepared: Prepared) -> Prepared:
         return prepared
     titles = [title[:TITLE] for title in prepared.titles or ()]
     return replace(prepared, titles=titles, notes=(*prepared.notes, f"{long:,} titles cut to {TITLE:,} characters"))
+
+
+def keep_last(prepared: Prepared, most: int) -> Prepared:
+    """``prepared`` with rows of at most ``most`` clicks, the last ones, and a note of those cut."""
+    (train, n_train), (test, n_test) = (cut_rows(rows, most) for rows in (prepared.train, prepared.test))
+    note = f"rows cut to their last {most:,} clicks: {n_train:,} training, {n_test:,} test"
+    return replace(prepared, train=train, test=test, notes=(*prepared.notes, note))
 
 
 def write_dataset(
