@@ -43,7 +43,7 @@ def learnt(tmp_path_factory) -> SessionDataset:
 @pytest.mark.parametrize("backbone", ["srgnn", "gcegnn"])
 def test_no_fold_saw_its_sessions(learnt: SessionDataset, tmp_path, backbone):
     flags = ("--d", 16, "--batch-size", 4, "--epochs", 12, "--patience", 12, "--lr", 0.02, "--lr-decay-every", 12)
-    memory = (*flags, "--protocol", "paper", "--n-neighbors", 2)
+    memory = (*flags, "--protocol", "paper", *(("--n-neighbors", 2) if backbone == "gcegnn" else ()))
     train([str(w) for w in ("--backbone", backbone, "--dataset", learnt.path, "--out", tmp_path / "run", *memory)])
     call("--run", tmp_path / "run", "--k", 3, "--out", tmp_path / "plain")
     call("--run", tmp_path / "run", "--k", 3, "--out", tmp_path / "fitted", "--cross-fit", 5)

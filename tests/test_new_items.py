@@ -58,7 +58,7 @@ def titled(request, shop: SessionDataset, tmp_path_factory) -> Path:
     vectors = np.concatenate([np.zeros((1, D_TITLE)), titles_of(np.repeat(np.arange(CATEGORIES), EACH), 1)])
     write_item_text(folder / "text", vectors.astype(np.float32), shop, ENCODER)
     flags = ("--backbone", request.param, "--dataset", shop.path, "--out", folder / "run", "--item-text")
-    more = ("--d", 16, "--batch-size", 16, "--epochs", 4, "--lr", 0.01, "--n-neighbors", 4)
+    more = ("--d", 16, "--batch-size", 16, "--epochs", 4, "--lr", 0.01)
     train([str(word) for word in (*flags, folder / "text", *more)])
     return folder / "run"
 
