@@ -83,8 +83,9 @@ def check_flags(config: TrainConfig) -> None:
         raise InputError(f"--order {config.order}: needs --backbone msgifsr")
     if config.score == "dot" and own_score(config.backbone) == "cosine":
         raise InputError(f"--score dot: the scores of {config.backbone} are cosines")
-    if config.semantics == "released" and config.align_weight is None and released(config).weight == 0:
-        for name in ("align", "alpha", "beta"):
+    if config.semantics == "released":
+        idle = released(config).weight == 0 and config.align_weight is None
+        for name in ("align", "alpha", "beta") if idle else ():
             if getattr(config, name) != getattr(plain, name):
                 does_nothing = f"{config.backbone} as released weighs its alignment by 0; give --align-weight"
                 raise InputError(f"{flag_of(name)} {getattr(config, name)}: {does_nothing}")

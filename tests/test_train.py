@@ -201,6 +201,7 @@ def test_bad_flags_are_named(tiny: SessionDataset, tmp_path, refused, flag, valu
         ("srgnn", ("--align", "infonce")),
         ("srgnn", ("--align", "infonce", "--semantics", "released", "--intents", "there")),
         ("msgifsr", ("--alpha", 0.5, "--semantics", "released", "--intents", "there")),
+        ("dhcn", ("--semantics", "released", "--align-weight", 0.5, "--intents", "there")),
         ("srgnn", ("--resume", "--overwrite")),
     ],
 )
