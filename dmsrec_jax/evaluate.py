@@ -58,10 +58,8 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> None:
     if config.fuse and config.compare is not None:
         raise InputError(f"--compare {config.compare}: not beside --fuse; compare the run that --out writes")
     if config.out is not None:  # before the scoring
-        for path in (config.run, *config.fuse):
-            if path.resolve().is_relative_to(config.out.resolve()):
-                raise InputError(f"--out {config.out}: would replace {path}, which is to be fused")
-        check_replaceable(config.out, marker="results.json", overwrite=config.overwrite)
+        runs = (config.run, *config.fuse)
+        check_replaceable(config.out, marker="results.json", overwrite=config.overwrite, reads=runs)
         check_no_model(config.out, f"--out {config.out}:")
     about = _about(config.run)
     judged = _judge(config.run, about, SessionDataset.load(config.dataset or Path(about["dataset"]["path"])), config)

@@ -10,7 +10,7 @@ import re
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -51,13 +51,15 @@ def check_no_file(path: Path, flag: str = "") -> None:
         raise InputError(f"{flag}{file}: exists and is not a folder")
 
 
-def check_replaceable(path: Path, *, marker: str, overwrite: bool) -> None:
-    """Refuses what `staged_folder` would: for commands that work long before they write.
+def check_replaceable(path: Path, *, marker: str, overwrite: bool, reads: Iterable[Path] = ()) -> None:
+    """Refuses what `staged_folder` would, and what holds an input: for commands that work long before they write.
 
     Raises:
-      InputError: ``path`` exists and is not empty, and ``overwrite`` is false or it lacks ``marker``, the file by which
-        a folder of this kind is known.
+      InputError: one of ``reads`` lies in ``path``; or ``path`` exists and is not empty, and ``overwrite`` is false or
+        it lacks ``marker``, the file by which a folder of this kind is known.
     """
+    if inside := next((read for read in reads if read.resolve().is_relative_to(path.resolve())), None):
+        raise InputError(f"--out {path}: would replace {inside}, which is to be read")
     check_no_file(path)
     if path.is_dir() and any(path.iterdir()):
         if not overwrite:

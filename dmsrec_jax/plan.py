@@ -6,7 +6,7 @@
     settings:   name → settings, one run each; together with ``grid`` every combination of both
 
 Paths are relative to the working directory, as in `train`. A run without intents leaves out what ``base`` says of them,
-one of another backbone what it says of that of ``base`` alone.
+one of another backbone the rates and ``n_neighbors`` that are none of its own.
 """
 
 import dataclasses

@@ -47,10 +47,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def prepare(config: Prepare) -> None:
     """Reads the source that ``config`` is of, writes the dataset folder and prints its Table 1 row."""
-    check_replaceable(config.out, marker="sessions_items.npy", overwrite=config.overwrite)  # before hours of reading
-    for path in (getattr(config, "raw", None), getattr(config, "titles", None)):
-        if path is not None and path.resolve().is_relative_to(config.out.resolve()):
-            raise InputError(f"--out {config.out}: would replace {path}, which is to be read")
+    reads = [path for name in ("raw", "titles") if (path := getattr(config, name, None)) is not None]
+    check_replaceable(config.out, marker="sessions_items.npy", overwrite=config.overwrite, reads=reads)
     most = getattr(config, "keep_last", None)
     if most is not None and most < 1:
         raise InputError(f"--keep-last {most}: must be 1 or more")

@@ -123,13 +123,15 @@ def answer_all(
     task = bar.add_task("answering", total=len(rows))
     try:
         for batch in batches(rows, engine.batch_size):
+            questions = space.questions(batch)
             try:
-                answers = engine.answer(space.questions(batch))
+                answers = engine.answer(questions)
             except UnfinishedError as error:
                 if error.found:  # paid for
-                    keep(batch[list(error.found)], list(error.found.values()), space, engine.label, store)
+                    rows_found = batch[list(error.found)]
+                    keep(rows_found, space.questions(rows_found), list(error.found.values()), engine.label, store)
                 raise
-            keep(batch, answers, space, engine.label, store)
+            keep(batch, questions, answers, engine.label, store)
             done += len(batch)
             prompt += sum(answer.prompt_tokens for answer in answers)
             cached += sum(answer.cached_tokens for answer in answers)
@@ -160,13 +162,13 @@ def answer_all(
     }
 
 
-def keep(rows: np.ndarray, answers: Sequence[Answer], space: RowSpace, label: str, store: AnswerStore) -> None:
-    """Stores the answers to ``rows``, int64 [n], of the engine of that label.
+def keep(rows: np.ndarray, questions: Questions, answers: Sequence[Answer], label: str, store: AnswerStore) -> None:
+    """Stores the answers to the questions of ``rows``, int64 [n], by the engine of that label.
 
     Raises:
       InputError: see `check_answers` and `AnswerStore.append`.
     """
-    check_answers(space.questions(rows), answers, label)
+    check_answers(questions, answers, label)
     store.append(rows.tolist(), answers)
 
 

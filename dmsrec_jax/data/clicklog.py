@@ -20,7 +20,7 @@ from dmsrec_jax.data.delimited import (
     STRAY_QUOTE,
     Form,
     check_regular,
-    form,
+    form_of,
     header,
     layout,
     line_of,
@@ -58,7 +58,7 @@ def read_log(config: PrepareLog) -> Prepared:
     """
     _check_flags(config)
     titles, notes = ({}, ()) if config.titles is None else _read_titles(config, config.titles)
-    written = form(config.separator, quotes=config.quotes) if isinstance(config, PrepareCsv) else None
+    written = form_of(config.separator, quotes=config.quotes) if isinstance(config, PrepareCsv) else None
     bad = BadRows(config.raw, skip=config.skip_bad_rows, place=partial(_place, config.raw, written))
     try:
         clicks, items, more = _read_clicks(config, written, bad)

@@ -2,10 +2,10 @@
 
 import csv
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 import polars as pl
@@ -25,7 +25,7 @@ class Form(NamedTuple):
     quotes: bool = True
     """Whether fields may be quoted; else a quote is a character like any other."""
 
-    def reader(self, lines: Iterable[str], *, strict: bool = False) -> Iterator[list[str]]:
+    def reader(self, lines: Iterable[str], *, strict: bool = False) -> Any:  # its type has no name in the library
         """The csv module's reader."""
         if not self.quotes:
             return csv.reader(lines, delimiter=self.separator, quoting=csv.QUOTE_NONE)
@@ -45,7 +45,7 @@ class Layout(NamedTuple):
     """The number of the first of them, from 1."""
 
 
-def form(separator: str, *, quotes: bool) -> Form:
+def form_of(separator: str, *, quotes: bool) -> Form:
     """The form that flags ask for.
 
     Raises:
@@ -77,7 +77,7 @@ def header(path: Path, form: Form) -> list[str]:
     try:
         with path.open("rb") as file:
             line = file.readline(1 << 20)
-        names = next(form.reader([line.decode("utf-8-sig")]), [])
+        names: list[str] = next(form.reader([line.decode("utf-8-sig")]), [])
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
     except UnicodeDecodeError:
@@ -129,7 +129,7 @@ def layout(path: Path, n_fields: int, form: Form) -> Layout:
 def _quoted_layout(path: Path, n_fields: int, form: Form) -> Layout:
     wide, row, line, inner, first = [], -1, 0, 0, 0
     with _text(path) as file:
-        reader = csv.reader(file, delimiter=form.separator)
+        reader = form.reader(file)
         try:
             for row, fields in enumerate(reader, -1):
                 if len(fields) > n_fields:
@@ -148,7 +148,7 @@ def line_of(path: Path, row: int, form: Form) -> int | None:
         if not (form.quotes and any(b'"' in block for block in iter(partial(blocks.read, 1 << 20), b""))):
             return row + 2
     with _text(path) as file:  # quoted fields may hold line ends
-        reader = csv.reader(file, delimiter=form.separator)
+        reader = form.reader(file)
         try:
             for _ in range(row + 1):  # the header and the rows before
                 next(reader)
@@ -163,7 +163,7 @@ def stray_quote(path: Path, form: Form) -> int | None:
         return None
     with _text(path) as file:
         lines, again = itertools.tee(file)
-        reader, line = csv.reader(lines, delimiter=form.separator, strict=True), 1
+        reader, line = form.reader(lines, strict=True), 1
         try:
             for _ in reader:
                 # a quote inside of a field is text to this reader, but not to polars
