@@ -241,22 +241,6 @@ def log_clicks(clicks: Float[Array, "rows"], ndim: int) -> Float[Array, "rows *o
     return jnp.log(jnp.maximum(clicks, NO_CLICKS)).reshape(-1, *(1,) * (ndim - 1))
 
 
-def cut_blocks(items: Float[Array, "items columns"], size: int) -> Float[Array, "blocks block columns"]:
-    """Rows in blocks of ``size``, or of all there are; zeros fill the last one."""
-    size = min(size, len(items))
-    return jnp.pad(items, ((0, -len(items) % size), (0, 0))).reshape(-1, size, items.shape[1])
-
-
-def cut_columns(scores: Float[Array, "B items"], size: int) -> Float[Array, "blocks B block"]:
-    """Scores as `join_blocks` takes them: the columns of the items in each block of `cut_blocks`."""
-    return jnp.moveaxis(cut_blocks(scores.T, size), 1, 2)
-
-
-def join_blocks(blocks: Float[Array, "blocks B block"], n_items: int) -> Float[Array, "B items"]:
-    """Columns of blocks side by side, without those of the filling."""
-    return jnp.moveaxis(blocks, 0, 1).reshape(blocks.shape[1], -1)[:, :n_items]
-
-
 class PositionAttention(Backbone):
     """What GCE-GNN and DHCN share: soft attention over clicks with reversed positions, eq. (12) to (15) of GCE-GNN."""
 

@@ -13,17 +13,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from dmsrec_jax.blocks import cut_blocks, cut_columns, items_at_once, join_blocks, over_blocks
 from dmsrec_jax.graphs import SessionBatch, segment_max, segment_sum
 from dmsrec_jax.layers import (
     Backbone,
     Rate,
     Reading,
     Settings,
-    cut_blocks,
-    cut_columns,
     dropout,
     head_count,
-    join_blocks,
     session_mean,
     split_key,
     unit,
@@ -40,8 +38,6 @@ RATES = ("feature_dropout",)
 PADDED = True
 NEWTON_STEPS = 16
 """To a threshold; twice as many clicks take half a step more."""
-ITEMS_AT_ONCE = 512
-"""Columns of scores computed together: what bounds memory, for any catalogue."""
 LOW = -1e9
 """In place of -inf, whose gradients are NaN where nothing else is there."""
 
@@ -174,14 +170,17 @@ class MiaSRec(Backbone):
         reading: Reading,
         item_vectors: Float[Array, "items d"],
         scale: float | None,
-        items_at_once: int = ITEMS_AT_ONCE,
+        at_once: int | None = None,
     ) -> Float[Array, "B items"]:
-        """0.9 · the best token's cosine + 0.1 · their mean, times 1 / 0.07, eq. (R8); in blocks of items."""
+        """0.9 · the best token's cosine + 0.1 · their mean, times 1 / 0.07, eq. (R8); ``at_once`` items
+        at a time; None: as suits the machine.
+        """
         votes: Votes = reading.memory
         n, session = len(reading.parts[0]), reading.session
         z, items = unit(z), unit(dropout(item_vectors, votes.rate, votes.key))
         means = segment_sum(votes.weights[:, None] * z, session, n + 1)[:-1]
-        best = best_products(z, items, votes.owner, n + 1, items_at_once)[:-1]
+        size = items_at_once(len(z)) if at_once is None else at_once
+        best = best_products(z, items, votes.owner, n + 1, size)[:-1]
         return SCALE * (OF_MAX * best + (1.0 - OF_MAX) * means @ items.T)
 
 
@@ -281,32 +280,29 @@ def best_products(
 
     Its own gradient, which goes to the row that is largest: autodiff would keep all products, or compute them again.
     """
-    best = jax.lax.map(lambda block: segment_max(rows @ block.T, owner, n_owners), cut_blocks(items, size))
-    return join_blocks(best, len(items))
+    return _best_products_forward(rows, items, owner, n_owners, size)[0]
 
 
 def _best_products_forward(rows, items, owner, n_owners, size):
-    def one(block):
+    def one(_, block):
         products = rows @ block.T
         best = segment_max(products, owner, n_owners)
-        return best, products == best[owner]
+        return None, (best, products == best[owner])
 
-    best, largest = jax.lax.map(one, cut_blocks(items, size))
+    _, (best, largest) = over_blocks(one, None, cut_blocks(items, size))
     return join_blocks(best, len(items)), (rows, items, owner, largest)
 
 
 def _best_products_backward(n_owners, size, saved, gradient):
     rows, items, owner, largest = saved
 
-    def one(of_rows, block_with_gradient):
-        block, largest, gradient = block_with_gradient
+    def one(of_rows, block, largest, gradient):
         of_products = jnp.where(largest, gradient[owner], 0.0)
         # On the CPU of_products.T @ rows takes 1.6 times as long.
-        return of_rows + of_products @ block, rows.T @ of_products
+        return of_rows + of_products @ block, (rows.T @ of_products,)
 
-    of_rows, of_items = jax.lax.scan(
-        one, jnp.zeros_like(rows), (cut_blocks(items, size), largest, cut_columns(gradient, size))
-    )
+    cut = cut_blocks(items, size), largest, cut_columns(gradient, size)
+    of_rows, (of_items,) = over_blocks(one, jnp.zeros_like(rows), *cut)
     return of_rows, join_blocks(of_items, len(items)).T, None
 
 

@@ -14,15 +14,13 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from dmsrec_jax.backbones.gated import GATED_TORCH_KEYS, GatedGraph
+from dmsrec_jax.blocks import LARGE, cut_blocks, cut_columns, items_at_once, join_blocks, over_blocks
 from dmsrec_jax.graphs import SessionBatch, segment_max, segment_sum
 from dmsrec_jax.layers import (
     Reading,
     ReleasedFusion,
     Settings,
     click_softmax,
-    cut_blocks,
-    cut_columns,
-    join_blocks,
     linear,
     log_clicks,
     unit,
@@ -31,11 +29,8 @@ from dmsrec_jax.layers import (
 TORCH_KEYS = GATED_TORCH_KEYS | {"linear_t.weight": "backbone.w_target.kernel.T"}
 RELEASED = ReleasedFusion(parts=2, bias=True, weight=0.3, dropout=0.2)
 PADDED = True
-ITEMS_AT_ONCE = 512
-"""Columns of scores computed together on a CPU: those of some 1,000 clicks stay in its caches."""
-KEPT = 2**24
-"""Clicks x items that are few enough to compute together elsewhere, and for two such matrices (64 MiB each) to wait for
-the gradient: what bounds memory, for any catalogue."""
+KEPT = LARGE
+"""Clicks x items for which two such matrices may wait for the gradient."""
 
 
 class Clicks(NamedTuple):
@@ -83,9 +78,9 @@ class TAGNN(GatedGraph):
         reading: Reading,
         item_vectors: Float[Array, "items d"],
         scale: float | None,
-        items_at_once: int | None = None,
+        at_once: int | None = None,
     ) -> Float[Array, "B items"]:
-        """E·z plus E·(target part), eq. (T4) to (T6), in blocks of ``items_at_once`` items; None: as suits the machine.
+        """E·z plus E·(target part), eq. (T4) to (T6), ``at_once`` items at a time; None: as suits the machine.
 
         A session's vector for an item is never formed: its product with the item is a weighted sum of the clicks'
         products with it. For a catalogue too large to keep these they are computed again for the gradient, two of eight
@@ -98,10 +93,9 @@ class TAGNN(GatedGraph):
         if scale is not None:
             z, h = unit(z) * (scale / 2), unit(h) * (scale / 2)
         keep = len(h) * len(item_vectors) <= KEPT
-        if items_at_once is None:
-            items_at_once = ITEMS_AT_ONCE if jax.default_backend() == "cpu" else max(KEPT // len(h), 1)
+        size = items_at_once(len(h)) if at_once is None else at_once
         rows = Rows(self.w_target(h), h, log_clicks(clicks.counts, 2), clicks.session)
-        return z @ item_vectors.T + attended(rows, item_vectors, len(z), items_at_once, keep)  # eq. (T6)
+        return z @ item_vectors.T + attended(rows, item_vectors, len(z), size, keep)  # eq. (T6)
 
 
 class Rows(NamedTuple):
@@ -148,31 +142,29 @@ def _attend(rows: Rows, block: Float[Array, "block d"], n: int) -> Attention:
 
 
 def _attended_forward(rows, items, n, size, keep):
-    def one(block):
+    def one(_, block):
         found = _attend(rows, block, n)
-        return found.means[:-1], found if keep else None
+        return None, (found.means[:-1], found if keep else None)
 
-    means, kept = jax.lax.map(one, cut_blocks(items, size))
+    _, (means, kept) = over_blocks(one, None, cut_blocks(items, size))
     return join_blocks(means, len(items)), (rows, items, kept)
 
 
 def _attended_backward(n, size, keep, saved, gradient):
     rows, items, kept = saved
 
-    def one(of_rows, block_with_gradient):
-        block, kept, gradient = block_with_gradient
+    def one(of_rows, block, kept, gradient):
         found = kept if keep else _attend(rows, block, n)
         of_values = found.weights * (jnp.pad(gradient, ((0, 1), (0, 0))) / found.total)[rows.session]
         of_logits = of_values * (found.values - found.means[rows.session])
         of_keys, of_h = of_rows
         # As d x items: on the CPU items x d takes 1.6 times as long.
         of_items = rows.keys.T @ of_logits + rows.values.T @ of_values
-        return (of_keys + of_logits @ block, of_h + of_values @ block), of_items
+        return (of_keys + of_logits @ block, of_h + of_values @ block), (of_items,)
 
     start = jnp.zeros_like(rows.keys), jnp.zeros_like(rows.values)
-    (of_keys, of_values), of_items = jax.lax.scan(
-        one, start, (cut_blocks(items, size), kept, cut_columns(gradient, size))
-    )
+    cut = cut_blocks(items, size), kept, cut_columns(gradient, size)
+    (of_keys, of_values), (of_items,) = over_blocks(one, start, *cut)
     of_all = rows._replace(keys=of_keys, values=of_values, log_counts=jnp.zeros_like(rows.log_counts), session=None)
     return of_all, join_blocks(of_items, len(items)).T
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from dmsrec_jax import blocks
 from dmsrec_jax.backbones.miasrec import OF_MAX, Votes, attend, best_products, entmax, packed_tokens
 from dmsrec_jax.config import TrainConfig
 from dmsrec_jax.graphs import pack
@@ -89,19 +90,21 @@ def test_the_best_row_has_the_gradient(size):
 
 
 @pytest.mark.parametrize("released_padding", [None, LENGTH])
-def test_any_number_of_items_at_once_gives_the_same(released_padding):
+def test_any_number_of_items_at_once_gives_the_same(monkeypatch, released_padding):
     built, data = model(released_padding=released_padding), batch()
     vectors = built.item_vectors()
     reading = read(built, data)
 
-    def scores(items_at_once: int):
+    def scores(at_once: int, few: int = blocks.FEW):
+        monkeypatch.setattr(blocks, "FEW", few)
+
         def loss(vectors):
-            found = built.backbone.score(reading.z, reading, vectors, None, items_at_once)
+            found = built.backbone.score(reading.z, reading, vectors, None, at_once)
             return jnp.sum(found**2), found
 
         return jax.jit(jax.grad(loss, has_aux=True))(vectors)
 
-    for one, other in zip(scores(N_ITEMS + 1) * 2, scores(1) + scores(7), strict=True):
+    for one, other in zip(scores(N_ITEMS + 1) * 3, scores(1) + scores(7) + scores(7, few=0), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dmsrec_jax import blocks
 from dmsrec_jax.backbones import tagnn
 from tests.backbones.small import LENGTH, SESSIONS, batch, build, read, scores
 from tests.conftest import N_ITEMS
@@ -20,17 +21,21 @@ def test_any_number_of_items_at_once_gives_the_same(monkeypatch, scale, released
     built, data = model(released_padding=released_padding), batch()
     reading = read(built, data)
 
-    def in_blocks(items_at_once: int, kept: int = tagnn.KEPT):
+    def in_blocks(at_once: int, *, kept: int = tagnn.KEPT, few: int = blocks.FEW):
         monkeypatch.setattr(tagnn, "KEPT", kept)
+        monkeypatch.setattr(blocks, "FEW", few)
 
         def loss(vectors):
-            found = built.backbone.score(reading.z, reading, vectors, scale, items_at_once)
+            found = built.backbone.score(reading.z, reading, vectors, scale, at_once)
             return jnp.sum(found**2), found
 
         return jax.jit(jax.grad(loss, has_aux=True))(built.item_vectors())
 
-    for one, other in zip(in_blocks(N_ITEMS + 1) * 3, in_blocks(1) + in_blocks(7) + in_blocks(7, 0), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    whole = in_blocks(N_ITEMS + 1)
+    for kept in (0, tagnn.KEPT):
+        for few in (0, blocks.FEW):
+            for one, other in zip(whole, in_blocks(7, kept=kept, few=few), strict=True):
+                np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("score", ["dot", "cosine"])
