@@ -26,16 +26,19 @@ def items_at_once(rows: int) -> int:
     return max(products // rows // ALIGNED, 1) * ALIGNED
 
 
-def cut_blocks(items: Float[Array, "items columns"], size: int) -> Blocks:
-    """Rows in blocks of ``size``: [block, columns] each."""
-    if len(items) <= FEW * size:
+def cut_blocks(items: Float[Array, "items columns"], size: int, *, loop: bool = False) -> Blocks:
+    """Rows in blocks of ``size``: [block, columns] each; with ``loop`` few blocks, too, in one array.
+
+    Only in a loop is surely computed again what is not to be kept: elsewhere the compiler sees that it has it.
+    """
+    if len(items) <= FEW * size and not loop:
         return [items[at : at + size] for at in range(0, len(items), size)]
     return jnp.pad(items, ((0, -len(items) % size), (0, 0))).reshape(-1, size, items.shape[1])
 
 
-def cut_columns(scores: Float[Array, "B items"], size: int) -> Blocks:
+def cut_columns(scores: Float[Array, "B items"], size: int, *, loop: bool = False) -> Blocks:
     """The columns of the items in each block of `cut_blocks`: [B, block] each."""
-    blocks = cut_blocks(scores.T, size)
+    blocks = cut_blocks(scores.T, size, loop=loop)
     return [block.T for block in blocks] if isinstance(blocks, list) else jnp.moveaxis(blocks, 1, 2)
 
 

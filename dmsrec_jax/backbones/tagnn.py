@@ -146,7 +146,7 @@ def _attended_forward(rows, items, n, size, keep):
         found = _attend(rows, block, n)
         return None, (found.means[:-1], found if keep else None)
 
-    _, (means, kept) = over_blocks(one, None, cut_blocks(items, size))
+    _, (means, kept) = over_blocks(one, None, cut_blocks(items, size, loop=not keep))
     return join_blocks(means, len(items)), (rows, items, kept)
 
 
@@ -163,7 +163,7 @@ def _attended_backward(n, size, keep, saved, gradient):
         return (of_keys + of_logits @ block, of_h + of_values @ block), (of_items,)
 
     start = jnp.zeros_like(rows.keys), jnp.zeros_like(rows.values)
-    cut = cut_blocks(items, size), kept, cut_columns(gradient, size)
+    cut = cut_blocks(items, size, loop=not keep), kept, cut_columns(gradient, size, loop=not keep)
     (of_keys, of_values), (of_items,) = over_blocks(one, start, *cut)
     of_all = rows._replace(keys=of_keys, values=of_values, log_counts=jnp.zeros_like(rows.log_counts), session=None)
     return of_all, join_blocks(of_items, len(items)).T

@@ -38,6 +38,21 @@ def test_any_number_of_items_at_once_gives_the_same(monkeypatch, scale, released
                 np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
+def test_what_is_not_kept_is_computed_again():
+    """Memory for the gradient grows with a block, not with rows x items."""
+    n_rows, n_items = 64, 4096
+    rows = tagnn.Rows(*jnp.ones((2, n_rows, 4)), jnp.zeros((n_rows, 1)), jnp.arange(n_rows) // 32)
+
+    def temporary(*, keep: bool) -> int:
+        def loss(keys, items):
+            return (tagnn.attended(rows._replace(keys=keys), items, 2, 256, keep) ** 2).sum()
+
+        compiled = jax.jit(jax.grad(loss, (0, 1))).lower(rows.keys, jnp.ones((n_items, 4))).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporary(keep=False) < 4 * n_rows * n_items < temporary(keep=True)
+
+
 @pytest.mark.parametrize("score", ["dot", "cosine"])
 def test_scores_are_those_of_a_session_vector_per_item(score):
     """Click by click, one softmax per session and item."""
