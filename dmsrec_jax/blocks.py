@@ -1,7 +1,7 @@
 """Scores of all items, some at a time: what bounds memory for any catalogue, and on a CPU stays in its caches."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,43 +10,46 @@ from jaxtyping import Array, Float
 CACHED = 3 * 2**19
 """Products of rows and items computed together on a CPU, 6 MiB."""
 LARGE = 2**24
-"""The same elsewhere, 64 MiB."""
+"""The same elsewhere, 64 MiB; and how many may wait for the gradient."""
 ALIGNED = 256
 """Blocks of a multiple of so many items are up to a fifth faster."""
-FEW = 32
-"""Blocks that a program holds one after the other, without a loop."""
 
 Blocks = list[Array] | Array
-"""A list of few blocks, the last one with what is left; or more of them in one array, zeros in the last one."""
+"""A list of blocks, the last one with what is left; or one array of them, zeros in the last one."""
 
 
-def items_at_once(rows: int) -> int:
-    """Items whose products with so many rows this machine computes well together."""
+class Cut(NamedTuple):
+    """How a catalogue is cut into blocks."""
+
+    size: int
+    """Items of a block."""
+    loop: bool
+    """Whether blocks take turns in a loop, and with them memory. A loop copies all that it returns into arrays of all
+    blocks; without one the compiler keeps what it will need again."""
+
+
+def cut_for(rows: int, n_items: int) -> Cut:
+    """The cut that suits this machine for the products of so many rows with all items."""
     products = CACHED if jax.default_backend() == "cpu" else LARGE
-    return max(products // rows // ALIGNED, 1) * ALIGNED
+    return Cut(max(products // rows // ALIGNED, 1) * ALIGNED, rows * n_items > LARGE)
 
 
-def cut_blocks(items: Float[Array, "items columns"], size: int, *, loop: bool = False) -> Blocks:
-    """Rows in blocks of ``size``: [block, columns] each; with ``loop`` few blocks, too, in one array.
-
-    Only in a loop is surely computed again what is not to be kept: elsewhere the compiler sees that it has it.
-    """
-    if len(items) <= FEW * size and not loop:
+def cut_blocks(items: Float[Array, "items columns"], cut: Cut) -> Blocks:
+    """Rows in blocks, [block, columns] each."""
+    size = min(cut.size, len(items))
+    if not cut.loop:
         return [items[at : at + size] for at in range(0, len(items), size)]
     return jnp.pad(items, ((0, -len(items) % size), (0, 0))).reshape(-1, size, items.shape[1])
 
 
-def cut_columns(scores: Float[Array, "B items"], size: int, *, loop: bool = False) -> Blocks:
-    """The columns of the items in each block of `cut_blocks`: [B, block] each."""
-    blocks = cut_blocks(scores.T, size, loop=loop)
+def cut_columns(scores: Float[Array, "B items"], cut: Cut) -> Blocks:
+    """The columns of the items in each block of `cut_blocks`, [B, block] each."""
+    blocks = cut_blocks(scores.T, cut)
     return [block.T for block in blocks] if isinstance(blocks, list) else jnp.moveaxis(blocks, 1, 2)
 
 
 def over_blocks(one: Callable[..., tuple[Any, Any]], state: Any, *blocks: Any) -> tuple[Any, tuple[Any, ...]]:
-    """``one(state, *blocks) -> (state, results)`` for block after block: the last state, and each result's blocks.
-
-    Like `jax.lax.scan`, but few blocks need no loop, which would copy all that it returns into arrays of all blocks.
-    """
+    """``one(state, *blocks) -> (state, results)`` for block after block: the last state, and each result's blocks."""
     if not isinstance(blocks[0], list):
         return jax.lax.scan(lambda state, at: one(state, *at), state, blocks)
     results = []

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from dmsrec_jax.blocks import cut_blocks, cut_columns, items_at_once, join_blocks, over_blocks
+from dmsrec_jax.blocks import Cut, cut_blocks, cut_columns, cut_for, join_blocks, over_blocks
 from dmsrec_jax.graphs import SessionBatch, segment_max, segment_sum
 from dmsrec_jax.layers import (
     Backbone,
@@ -170,17 +170,14 @@ class MiaSRec(Backbone):
         reading: Reading,
         item_vectors: Float[Array, "items d"],
         scale: float | None,
-        at_once: int | None = None,
+        cut: Cut | None = None,
     ) -> Float[Array, "B items"]:
-        """0.9 · the best token's cosine + 0.1 · their mean, times 1 / 0.07, eq. (R8); ``at_once`` items
-        at a time; None: as suits the machine.
-        """
+        """0.9 · the best token's cosine + 0.1 · their mean, times 1 / 0.07, eq. (R8); ``cut`` as suits the machine."""
         votes: Votes = reading.memory
         n, session = len(reading.parts[0]), reading.session
         z, items = unit(z), unit(dropout(item_vectors, votes.rate, votes.key))
         means = segment_sum(votes.weights[:, None] * z, session, n + 1)[:-1]
-        size = items_at_once(len(z)) if at_once is None else at_once
-        best = best_products(z, items, votes.owner, n + 1, size)[:-1]
+        best = best_products(z, items, votes.owner, n + 1, cut or cut_for(len(z), len(items)))[:-1]
         return SCALE * (OF_MAX * best + (1.0 - OF_MAX) * means @ items.T)
 
 
@@ -274,26 +271,26 @@ def entmax(logits: Float[Array, "rows"], owner: Int[Array, "rows"], n_owners: in
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def best_products(
-    rows: Float[Array, "rows d"], items: Float[Array, "items d"], owner: Int[Array, "rows"], n_owners: int, size: int
+    rows: Float[Array, "rows d"], items: Float[Array, "items d"], owner: Int[Array, "rows"], n_owners: int, cut: Cut
 ) -> Float[Array, "owners items"]:
-    """The largest product of an owner's rows with each item, ``size`` items at once.
+    """The largest product of an owner's rows with each item, in blocks of items.
 
     Its own gradient, which goes to the row that is largest: autodiff would keep all products, or compute them again.
     """
-    return _best_products_forward(rows, items, owner, n_owners, size)[0]
+    return _best_products_forward(rows, items, owner, n_owners, cut)[0]
 
 
-def _best_products_forward(rows, items, owner, n_owners, size):
+def _best_products_forward(rows, items, owner, n_owners, cut):
     def one(_, block):
         products = rows @ block.T
         best = segment_max(products, owner, n_owners)
         return None, (best, products == best[owner])
 
-    _, (best, largest) = over_blocks(one, None, cut_blocks(items, size))
+    _, (best, largest) = over_blocks(one, None, cut_blocks(items, cut))
     return join_blocks(best, len(items)), (rows, items, owner, largest)
 
 
-def _best_products_backward(n_owners, size, saved, gradient):
+def _best_products_backward(n_owners, cut, saved, gradient):
     rows, items, owner, largest = saved
 
     def one(of_rows, block, largest, gradient):
@@ -301,8 +298,8 @@ def _best_products_backward(n_owners, size, saved, gradient):
         # On the CPU of_products.T @ rows takes 1.6 times as long.
         return of_rows + of_products @ block, (rows.T @ of_products,)
 
-    cut = cut_blocks(items, size), largest, cut_columns(gradient, size)
-    of_rows, (of_items,) = over_blocks(one, jnp.zeros_like(rows), *cut)
+    blocks = cut_blocks(items, cut), largest, cut_columns(gradient, cut)
+    of_rows, (of_items,) = over_blocks(one, jnp.zeros_like(rows), *blocks)
     return of_rows, join_blocks(of_items, len(items)).T, None
 
 

@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from dmsrec_jax.backbones.gated import GATED_TORCH_KEYS, GatedGraph
-from dmsrec_jax.blocks import LARGE, cut_blocks, cut_columns, items_at_once, join_blocks, over_blocks
+from dmsrec_jax.blocks import Cut, cut_blocks, cut_columns, cut_for, join_blocks, over_blocks
 from dmsrec_jax.graphs import SessionBatch, segment_max, segment_sum
 from dmsrec_jax.layers import (
     Reading,
@@ -29,8 +29,6 @@ from dmsrec_jax.layers import (
 TORCH_KEYS = GATED_TORCH_KEYS | {"linear_t.weight": "backbone.w_target.kernel.T"}
 RELEASED = ReleasedFusion(parts=2, bias=True, weight=0.3, dropout=0.2)
 PADDED = True
-KEPT = LARGE
-"""Clicks x items for which two such matrices may wait for the gradient."""
 
 
 class Clicks(NamedTuple):
@@ -78,9 +76,9 @@ class TAGNN(GatedGraph):
         reading: Reading,
         item_vectors: Float[Array, "items d"],
         scale: float | None,
-        at_once: int | None = None,
+        cut: Cut | None = None,
     ) -> Float[Array, "B items"]:
-        """E·z plus E·(target part), eq. (T4) to (T6), ``at_once`` items at a time; None: as suits the machine.
+        """E·z plus E·(target part), eq. (T4) to (T6), ``cut`` into blocks of items as suits the machine.
 
         A session's vector for an item is never formed: its product with the item is a weighted sum of the clicks'
         products with it. For a catalogue too large to keep these they are computed again for the gradient, two of eight
@@ -92,10 +90,9 @@ class TAGNN(GatedGraph):
         h = clicks.h
         if scale is not None:
             z, h = unit(z) * (scale / 2), unit(h) * (scale / 2)
-        keep = len(h) * len(item_vectors) <= KEPT
-        size = items_at_once(len(h)) if at_once is None else at_once
         rows = Rows(self.w_target(h), h, log_clicks(clicks.counts, 2), clicks.session)
-        return z @ item_vectors.T + attended(rows, item_vectors, len(z), size, keep)  # eq. (T6)
+        cut = cut or cut_for(len(h), len(item_vectors))
+        return z @ item_vectors.T + attended(rows, item_vectors, len(z), cut)  # eq. (T6)
 
 
 class Rows(NamedTuple):
@@ -116,8 +113,8 @@ class Attention(NamedTuple):
     means: Float[Array, "sessions block"]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def attended(rows: Rows, items: Float[Array, "items d"], n: int, size: int, keep: bool) -> Float[Array, "B items"]:
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def attended(rows: Rows, items: Float[Array, "items d"], n: int, cut: Cut) -> Float[Array, "B items"]:
     """Each item's products with the values, averaged over a session's rows by softmax(item · key + log count).
 
     Its own gradient, block by block: autodiff takes the softmax's apart into sums by session, the maximum's besides;
@@ -127,10 +124,9 @@ def attended(rows: Rows, items: Float[Array, "items d"], n: int, size: int, keep
       rows: of all sessions.
       items: all there are.
       n: B.
-      size: items at once.
-      keep: whether blocks wait for the gradient; else they are computed again.
+      cut: in a loop, blocks are computed again for the gradient; else they wait for it.
     """
-    return _attended_forward(rows, items, n, size, keep)[0]
+    return _attended_forward(rows, items, n, cut)[0]
 
 
 def _attend(rows: Rows, block: Float[Array, "block d"], n: int) -> Attention:
@@ -141,20 +137,20 @@ def _attend(rows: Rows, block: Float[Array, "block d"], n: int) -> Attention:
     return Attention(weights, values, total, segment_sum(weights * values, rows.session, n + 1) / total)  # eq. (T5)
 
 
-def _attended_forward(rows, items, n, size, keep):
+def _attended_forward(rows, items, n, cut):
     def one(_, block):
         found = _attend(rows, block, n)
-        return None, (found.means[:-1], found if keep else None)
+        return None, (found.means[:-1], None if cut.loop else found)
 
-    _, (means, kept) = over_blocks(one, None, cut_blocks(items, size, loop=not keep))
+    _, (means, kept) = over_blocks(one, None, cut_blocks(items, cut))
     return join_blocks(means, len(items)), (rows, items, kept)
 
 
-def _attended_backward(n, size, keep, saved, gradient):
+def _attended_backward(n, cut, saved, gradient):
     rows, items, kept = saved
 
     def one(of_rows, block, kept, gradient):
-        found = kept if keep else _attend(rows, block, n)
+        found = _attend(rows, block, n) if cut.loop else kept
         of_values = found.weights * (jnp.pad(gradient, ((0, 1), (0, 0))) / found.total)[rows.session]
         of_logits = of_values * (found.values - found.means[rows.session])
         of_keys, of_h = of_rows
@@ -163,8 +159,8 @@ def _attended_backward(n, size, keep, saved, gradient):
         return (of_keys + of_logits @ block, of_h + of_values @ block), (of_items,)
 
     start = jnp.zeros_like(rows.keys), jnp.zeros_like(rows.values)
-    cut = cut_blocks(items, size, loop=not keep), kept, cut_columns(gradient, size, loop=not keep)
-    (of_keys, of_values), (of_items,) = over_blocks(one, start, *cut)
+    blocks = cut_blocks(items, cut), kept, cut_columns(gradient, cut)
+    (of_keys, of_values), (of_items,) = over_blocks(one, start, *blocks)
     of_all = rows._replace(keys=of_keys, values=of_values, log_counts=jnp.zeros_like(rows.log_counts), session=None)
     return of_all, join_blocks(of_items, len(items)).T
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dmsrec_jax import blocks
 from dmsrec_jax.backbones.miasrec import OF_MAX, Votes, attend, best_products, entmax, packed_tokens
+from dmsrec_jax.blocks import Cut
 from dmsrec_jax.config import TrainConfig
 from dmsrec_jax.graphs import pack
 from dmsrec_jax.recipe import Inputs, model_settings
@@ -78,11 +78,11 @@ def test_entmax_and_its_gradient():
         np.testing.assert_allclose(gradient[own], expected, atol=2e-4)
 
 
-@pytest.mark.parametrize("size", [1, 2, 3])
-def test_the_best_row_has_the_gradient(size):
+@pytest.mark.parametrize("cut", [Cut(1, loop=False), Cut(2, loop=True), Cut(3, loop=False)])
+def test_the_best_row_has_the_gradient(cut):
     rows, owner = jnp.array([[1.0, 5.0], [3.0, 2.0], [-1.0, 0.0]]), jnp.array([0, 0, 1])
     items = jnp.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
-    best, back = jax.vjp(lambda rows, items: best_products(rows, items, owner, 2, size), rows, items)
+    best, back = jax.vjp(lambda rows, items: best_products(rows, items, owner, 2, cut), rows, items)
     assert best.tolist() == [[3.0, 5.0, 6.0], [-1.0, 0.0, -1.0]]
     of_rows, of_items = back(jnp.array([[1.0, 2.0, 10.0], [3.0, 4.0, 20.0]]))
     assert of_rows.tolist() == [[10.0, 12.0], [1.0, 0.0], [23.0, 24.0]]
@@ -90,22 +90,22 @@ def test_the_best_row_has_the_gradient(size):
 
 
 @pytest.mark.parametrize("released_padding", [None, LENGTH])
-def test_any_number_of_items_at_once_gives_the_same(monkeypatch, released_padding):
+def test_any_cut_gives_the_same(released_padding):
     built, data = model(released_padding=released_padding), batch()
     vectors = built.item_vectors()
     reading = read(built, data)
 
-    def scores(at_once: int, few: int = blocks.FEW):
-        monkeypatch.setattr(blocks, "FEW", few)
-
+    def scores(cut: Cut):
         def loss(vectors):
-            found = built.backbone.score(reading.z, reading, vectors, None, at_once)
+            found = built.backbone.score(reading.z, reading, vectors, None, cut)
             return jnp.sum(found**2), found
 
         return jax.jit(jax.grad(loss, has_aux=True))(vectors)
 
-    for one, other in zip(scores(N_ITEMS + 1) * 3, scores(1) + scores(7) + scores(7, few=0), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    whole = scores(Cut(N_ITEMS + 1, loop=False))
+    for cut in (Cut(1, loop=False), Cut(7, loop=False), Cut(7, loop=True)):
+        for one, other in zip(whole, scores(cut), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_what_matters_is_learned():

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dmsrec_jax import blocks
 from dmsrec_jax.backbones import tagnn
+from dmsrec_jax.blocks import Cut
 from tests.backbones.small import LENGTH, SESSIONS, batch, build, read, scores
 from tests.conftest import N_ITEMS
 
@@ -17,40 +17,36 @@ model = partial(build, "tagnn")
 
 @pytest.mark.parametrize("released_padding", [None, 20])
 @pytest.mark.parametrize("scale", [None, 12.0])
-def test_any_number_of_items_at_once_gives_the_same(monkeypatch, scale, released_padding):
+def test_any_cut_gives_the_same(scale, released_padding):
     built, data = model(released_padding=released_padding), batch()
     reading = read(built, data)
 
-    def in_blocks(at_once: int, *, kept: int = tagnn.KEPT, few: int = blocks.FEW):
-        monkeypatch.setattr(tagnn, "KEPT", kept)
-        monkeypatch.setattr(blocks, "FEW", few)
-
+    def scores(cut: Cut):
         def loss(vectors):
-            found = built.backbone.score(reading.z, reading, vectors, scale, at_once)
+            found = built.backbone.score(reading.z, reading, vectors, scale, cut)
             return jnp.sum(found**2), found
 
         return jax.jit(jax.grad(loss, has_aux=True))(built.item_vectors())
 
-    whole = in_blocks(N_ITEMS + 1)
-    for kept in (0, tagnn.KEPT):
-        for few in (0, blocks.FEW):
-            for one, other in zip(whole, in_blocks(7, kept=kept, few=few), strict=True):
-                np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    whole = scores(Cut(N_ITEMS + 1, loop=False))
+    for cut in (Cut(7, loop=False), Cut(7, loop=True), Cut(1, loop=True), Cut(100, loop=True)):
+        for one, other in zip(whole, scores(cut), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
-def test_what_is_not_kept_is_computed_again():
+def test_in_a_loop_blocks_are_computed_again():
     """Memory for the gradient grows with a block, not with rows x items."""
     n_rows, n_items = 64, 4096
     rows = tagnn.Rows(*jnp.ones((2, n_rows, 4)), jnp.zeros((n_rows, 1)), jnp.arange(n_rows) // 32)
 
-    def temporary(*, keep: bool) -> int:
+    def temporary(*, loop: bool) -> int:
         def loss(keys, items):
-            return (tagnn.attended(rows._replace(keys=keys), items, 2, 256, keep) ** 2).sum()
+            return (tagnn.attended(rows._replace(keys=keys), items, 2, Cut(256, loop)) ** 2).sum()
 
         compiled = jax.jit(jax.grad(loss, (0, 1))).lower(rows.keys, jnp.ones((n_items, 4))).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
-    assert temporary(keep=False) < 4 * n_rows * n_items < temporary(keep=True)
+    assert temporary(loop=True) < 4 * n_rows * n_items < temporary(loop=False)
 
 
 @pytest.mark.parametrize("score", ["dot", "cosine"])
