@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from dmsrec_jax.backbones.blocks import Cut, cut_blocks, cut_columns, cut_for, join_blocks, over_blocks
 from dmsrec_jax.backbones.gated import GATED_TORCH_KEYS, GatedGraph
-from dmsrec_jax.blocks import Cut, cut_blocks, cut_columns, cut_for, join_blocks, over_blocks
 from dmsrec_jax.graphs import SessionBatch, segment_max, segment_sum
 from dmsrec_jax.layers import (
     Reading,

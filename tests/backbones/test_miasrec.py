@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from dmsrec_jax.backbones.blocks import Cut
 from dmsrec_jax.backbones.miasrec import OF_MAX, Votes, attend, best_products, entmax, packed_tokens
-from dmsrec_jax.blocks import Cut
 from dmsrec_jax.config import TrainConfig
 from dmsrec_jax.graphs import pack
 from dmsrec_jax.recipe import Inputs, model_settings

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dmsrec_jax.backbones import tagnn
-from dmsrec_jax.blocks import Cut
+from dmsrec_jax.backbones.blocks import Cut
 from tests.backbones.small import LENGTH, SESSIONS, batch, build, read, scores
 from tests.conftest import N_ITEMS
 

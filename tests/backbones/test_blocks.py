@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dmsrec_jax.blocks import ALIGNED, LARGE, Cut, cut_blocks, cut_columns, cut_for, join_blocks, over_blocks
+from dmsrec_jax.backbones.blocks import ALIGNED, LARGE, Cut, cut_blocks, cut_columns, cut_for, join_blocks, over_blocks
 
-ITEMS = np.arange(22.0, dtype=np.float32).reshape(11, 2)
+ITEMS = jnp.arange(22.0).reshape(11, 2)
 
 
 @pytest.mark.parametrize("loop", [False, True])
