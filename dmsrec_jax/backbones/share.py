@@ -92,6 +92,7 @@ class HypergraphAttention(nnx.Module):
             jnp.split(end, [d, d + 1], axis=1) for end in jnp.split(ends, 2)
         )
         towards = jax.nn.sigmoid(logit_1 - logit_2)  # a softmax over two nodes, eq. (S1), (S2)
+        towards = jnp.where((edges.earlier == edges.later)[:, None], 1.0, towards)  # of one node: dropped as one weight
         weights = dropout(jnp.concatenate([jnp.ones((n, 1)), towards, 1.0 - towards]), rate, to_edge)
         alone, first, second = jnp.split(weights, [n, n + pairs])
         of_clicks, of_pairs = alone * values, first * value_1 + second * value_2  # hyperedges, eq. (S3)
