@@ -10,7 +10,7 @@ from dmsrec_jax.cli import run
 from dmsrec_jax.config import EvaluateConfig
 from dmsrec_jax.data import SessionDataset
 from dmsrec_jax.errors import InputError
-from dmsrec_jax.files import check_replaceable, read_json, staged_folder
+from dmsrec_jax.files import check_replaceable, check_unlocked, locked, read_json, staged_folder
 from dmsrec_jax.metrics import by_view, summarise
 from dmsrec_jax.results import (
     check_bootstrap,
@@ -42,7 +42,8 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> None:
     the ranks of the one epoch that was kept.
 
     Raises:
-      InputError: a flag is out of range, a folder is no run, or the runs' test sets differ.
+      InputError: a flag is out of range, a folder is no run or one that is being trained, or the runs' test sets
+        differ.
     """
     check_bootstrap(config)
     if config.out is not None and not config.fuse:
@@ -61,6 +62,7 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> None:
         runs = (config.run, *config.fuse)
         check_replaceable(config.out, marker="results.json", overwrite=config.overwrite, reads=runs)
         check_no_model(config.out, f"--out {config.out}:")
+    check_unlocked(config.run)
     about = _about(config.run)
     judged = _judge(config.run, about, SessionDataset.load(config.dataset or Path(about["dataset"]["path"])), config)
     dataset = judged.dataset
@@ -68,8 +70,8 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> None:
     if config.compare is not None:
         other = _about(config.compare)
         difference = judged.values - percent(_ranks(config.compare, dataset_of(config.compare, other, dataset)))
-        about.setdefault("differences", {})[str(config.compare)] = differences(difference, dataset, config)
-    write_results(config.run, about)
+        about["differences"] = {str(config.compare): differences(difference, dataset, config)}
+    _add_results(judged)
 
     if config.fuse:
         _fuse(config, judged, console)
@@ -78,6 +80,17 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> None:
     if config.compare is not None:
         title = f"{label(name, about)} − {label(of_other[0], other)}"
         print_differences(title, about["differences"][str(config.compare)], console)
+
+
+def _add_results(judged: "_Judged") -> None:
+    """Adds what is new to ``results.json`` as it is by now: others may have written there."""
+    with locked(judged.path):
+        now, about = _about(judged.path), judged.about
+        if not np.array_equal(percent(_ranks(judged.path, judged.dataset)), judged.values):
+            raise InputError(f"{judged.path}: was made anew in the meantime; evaluate it again")
+        differences = now.get("differences", {}) | about.get("differences", {})
+        now |= {key: about[key] for key in ("test", "intervals")}
+        write_results(judged.path, now | ({"differences": differences} if differences else {}))
 
 
 class _Judged(NamedTuple):
@@ -142,6 +155,8 @@ def _about(run: Path) -> dict[str, Any]:
     """``results.json``, or for a model that has none yet what ``model.json`` knows."""
     if (run / "results.json").is_file() or not (run / "model.json").is_file():
         return read_results(run)
+    if (run / "metrics.jsonl").is_file():
+        raise InputError(f"{run}: its training has not come to its end; the same command with --resume goes on")
     model = read_json(run / "model.json")
     try:
         dataset = {key: str(model["dataset"][key]) for key in ("path", "name", "hash")}

@@ -25,6 +25,9 @@ from dmsrec_jax.errors import InputError
 from dmsrec_jax.files import read_json, read_npy, write_json, write_npy
 from dmsrec_jax.metrics import METRICS, VIEWS, by_view, contributions
 
+FEWEST_CHAINS = 6
+"""Sessions below which there are no intervals of 95 %: five that agree are no surprise, by chance 1 in 16."""
+
 Cell = Callable[[str, str], str]
 Fits = Callable[[Any], bool]
 
@@ -176,18 +179,26 @@ def check_bootstrap(config: EvaluateConfig | ReportConfig | PipelineConfig) -> N
 def intervals(
     values: np.ndarray, dataset: SessionDataset, config: EvaluateConfig | ReportConfig
 ) -> dict[str, dict[str, Any]]:
-    """Chain-clustered 95 % intervals of the means of test rows' `percent`: by view and metric [low, high]."""
-    return by_view(_intervals(values, dataset, config))
+    """Chain-clustered 95 % intervals of the means of test rows' `percent`: by view and metric [low, high].
+
+    Of fewer than `FEWEST_CHAINS` sessions all that is possible, which tells nothing apart.
+    """
+    return by_view(_intervals(values, dataset, config, least=0.0))
 
 
 def differences(
     values: np.ndarray, dataset: SessionDataset, config: EvaluateConfig | ReportConfig
 ) -> dict[str, dict[str, Any]]:
     """The same of differences between two runs' rows, which pairs them: [difference, low, high]."""
-    return by_view(np.concatenate([values.mean(axis=0)[:, None], _intervals(values, dataset, config)], axis=1))
+    bounds = _intervals(values, dataset, config, least=-100.0)
+    return by_view(np.concatenate([values.mean(axis=0)[:, None], bounds], axis=1))
 
 
-def _intervals(values: np.ndarray, dataset: SessionDataset, config: EvaluateConfig | ReportConfig) -> np.ndarray:
+def _intervals(
+    values: np.ndarray, dataset: SessionDataset, config: EvaluateConfig | ReportConfig, *, least: float
+) -> np.ndarray:
+    if len(np.unique(dataset.test.chains)) < FEWEST_CHAINS:
+        return np.tile([least, 100.0], (values.shape[1], 1))
     return interval(chain_bootstrap(values, dataset.test.chains, resamples=config.bootstrap, seed=config.seed))
 
 

@@ -8,13 +8,23 @@ from rich.console import Console
 
 from dmsrec_jax.cli import run
 from dmsrec_jax.config import EvaluateConfig
+from dmsrec_jax.data import Sessions
 from dmsrec_jax.data.demo import prepare_demo
-from dmsrec_jax.data.write import write_dataset
+from dmsrec_jax.data.samples import prefixes
+from dmsrec_jax.data.write import Prepared, write_dataset
 from dmsrec_jax.errors import InputError
 from dmsrec_jax.evaluate import evaluate
-from dmsrec_jax.files import write_json
+from dmsrec_jax.files import locked, write_json
 from dmsrec_jax.metrics import METRICS, VIEWS, summarise
-from dmsrec_jax.results import dataset_identity, read_ranks, read_results, run_names, write_ranks, write_results
+from dmsrec_jax.results import (
+    dataset_identity,
+    dataset_of,
+    read_ranks,
+    read_results,
+    run_names,
+    write_ranks,
+    write_results,
+)
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +126,53 @@ def test_a_model_without_ranks_is_scored_once(demo, tmp_path, monkeypatch):
     results = read_results(path)
     assert results["model"] == "gcegnn"
     assert results["test"]["raw"]["mrr@5"] == pytest.approx(25)
+
+
+def test_an_unfinished_training_is_no_model_without_results(demo, tmp_path):
+    """It would count as one of the default protocol, and be final."""
+    write_json(tmp_path / "model.json", {"settings": {"backbone": "gcegnn"}, "dataset": dataset_identity(demo)})
+    (tmp_path / "metrics.jsonl").touch()
+    with pytest.raises(InputError, match=r"training has not come to its end; .* --resume"):
+        evaluate(EvaluateConfig(tmp_path), console())
+
+
+def test_what_others_wrote_in_the_meantime_stays(make_run, monkeypatch):
+    path, _ = make_run("a")
+    others = [make_run(name, seed)[0] for seed, name in enumerate("bc", start=1)]
+    inner = iter([lambda: evaluate(EvaluateConfig(path, compare=others[1], bootstrap=10), console())])
+
+    def reads(*args):
+        next(inner, lambda: None)()
+        return dataset_of(*args)
+
+    monkeypatch.setattr("dmsrec_jax.evaluate.dataset_of", reads)
+    evaluate(EvaluateConfig(path, compare=others[0], bootstrap=10), console())
+    assert set(read_results(path)["differences"]) == {str(other) for other in others}
+
+    inner = iter([lambda: None, lambda: make_run("a", seed=7)])
+    with pytest.raises(InputError, match="made anew"):
+        evaluate(EvaluateConfig(path, compare=others[0], bootstrap=10), console())
+    assert "intervals" not in read_results(path)
+
+
+def test_a_run_that_is_being_trained_is_left_alone(make_run):
+    path, _ = make_run("a")
+    with locked(path), pytest.raises(InputError, match="another process is at work"):
+        evaluate(EvaluateConfig(path, bootstrap=10), console())
+
+
+@pytest.mark.parametrize(("n", "told_apart"), [(5, False), (6, True)])
+def test_a_handful_of_sessions_tells_nothing_apart(tmp_path, n, told_apart):
+    sessions = Sessions(np.tile(np.array([1, 2, 3], np.int32), n), np.arange(n + 1) * 3)
+    prepared = Prepared(prefixes(sessions), prefixes(sessions), sessions, ["a", "b", "c"], None)
+    data = write_dataset(prepared, tmp_path / "few", name="few", provenance={})
+    for name, rank in (("best", 1), ("worst", 3)):
+        ranks = np.full((len(data.test), 2), rank, np.int32)
+        write_ranks(tmp_path / name, ranks)
+        about = {"test": summarise(ranks), "protocol": "default", "model": name, "dataset": dataset_identity(data)}
+        write_results(tmp_path / name, about)
+    evaluate(EvaluateConfig(tmp_path / "best", compare=tmp_path / "worst", bootstrap=50), screen := console())
+    assert ("*" in screen.export_text().split("seen items kept")[-1].split("Percent")[0]) == told_apart
 
 
 def damage_by_removal(path, demo):
