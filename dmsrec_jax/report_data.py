@@ -101,8 +101,8 @@ SWEEPS = {
     "Figure 6: weights of explicit and latent intents": {"alpha": "α", "beta": "β"},
 }
 """The paper's figures, and the settings that vary in them with their names there."""
-FREE = HOW_IT_RUNS | {"seed", "dataset"}
-"""Settings in which runs of one sweep may differ."""
+FREE = HOW_IT_RUNS | {"seed", "dataset", "intents", "item_text"}
+"""Settings in which runs of one sweep may differ; what they read is compared by hash."""
 
 
 def read_runs(config: ReportConfig) -> tuple[SessionDataset, list[JudgedRun]]:
@@ -206,16 +206,20 @@ def intent_counts(intents: Intents) -> dict[str, dict[str, np.ndarray]]:
 def sweeps(runs: Sequence[JudgedRun]) -> list[Sweep]:
     """The paper's Figures 4 to 6, where fused runs vary in what those show, and in nothing else."""
     fused = [
-        (from_mapping(TrainConfig, run.settings, source=run.path / "config.yaml"), run.results["test"]["exclude_seen"])
+        (
+            from_mapping(TrainConfig, run.settings, source=run.path / "config.yaml"),
+            read_json(run.path / "model.json").get("inputs"),
+            run.results["test"]["exclude_seen"],
+        )
         for run in runs
         if run.engine and run.is_trained and "backbone" in run.settings
     ]
     found = []
     for name, settings in SWEEPS.items():
         alike: dict[str, dict[tuple[Any, ...], dict[int, Mapping[str, float]]]] = {}  # a run of two plans counts once
-        for config, score in fused:
+        for config, inputs, score in fused:
             rest = {key: value for key, value in asdict(config).items() if key not in {*settings, *FREE}}
-            at = alike.setdefault(json.dumps(rest, sort_keys=True, default=str), {})
+            at = alike.setdefault(json.dumps([rest, inputs], sort_keys=True, default=str), {})
             at.setdefault(tuple(_setting(config, key) for key in settings), {})[config.seed] = score
         for at in alike.values():
             if len(at) > 1:

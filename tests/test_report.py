@@ -191,6 +191,11 @@ def test_sweeps_say_how_many_runs_a_place_has(report: Path, runs: dict[str, Path
     assert (found.places, found.runs) == ([(0.35,), (0.7,)], [2, 1])
     twice = sweeps([*read, read[0]._replace(path=read[1].path)])
     assert [one.runs for one in twice] == [[2, 1]], "one of two plans counts once"
+    about = json.loads((again / "model.json").read_text())
+    other = about | {"inputs": about["inputs"] | {"intents": "of another engine, in the same place"}}
+    write_json(again / "model.json", other)
+    assert [one.runs for one in sweeps(read)] == [[1, 1]]
+    write_json(again / "model.json", about)
     assert [drawn.caption for drawn in figures(read[0].dataset, read) if drawn.section == "Settings"] == [
         "The paper's Figure 5: weight of the alignment; test set, the mean of 1 to 2 runs that differ in their seed "
         "alone at each place."
