@@ -1,7 +1,10 @@
 """Orbax: the training state of a run that goes on, and the parameters of a run that is done."""
 
+import contextlib
+import errno
 import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,15 @@ def _brief(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
+@contextlib.contextmanager
+def _saving(folder: Path) -> Iterator[None]:
+    """orbax raises a ValueError where a disk is full."""
+    try:
+        yield
+    except ValueError as error:
+        raise OSError(errno.EIO, _brief(error), str(folder)) from None
+
+
 class Checkpoints:
     """The last states of a training run, one per epoch; a save that was cut off is never seen."""
 
@@ -40,7 +52,8 @@ class Checkpoints:
     def save(self, epoch: int, state: Any, notes: dict[str, Any]) -> None:
         """Saves a pytree of arrays and a JSON dictionary as of the end of ``epoch``."""
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(notes))
-        self._manager.save(epoch, args=args)
+        with _saving(Path(self._manager.directory)):
+            self._manager.save(epoch, args=args)
 
     def notes(self) -> dict[str, Any] | None:
         """The notes of the last epoch saved alone, whatever its state looks like; None where nothing was saved."""
@@ -70,7 +83,7 @@ class Checkpoints:
 
 def save_arrays(folder: Path, tree: Any) -> None:
     """Saves a pytree of arrays, whole or not at all."""
-    with ocp.StandardCheckpointer() as checkpointer:
+    with _saving(folder), ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder.absolute(), tree, force=True)
 
 

@@ -1,3 +1,4 @@
+import resource
 import shutil
 
 import jax
@@ -88,3 +89,19 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     checkpoints.save(1, TREE, {})
     with pytest.raises(InputError, match="not a checkpoint of this run"):
         checkpoints.latest({"a": TREE["a"]})
+
+
+def test_a_full_disk_is_an_error_of_the_folder(tmp_path):
+    """A limit on file sizes stands for the disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    large = {"w": np.random.default_rng(0).normal(size=100_000)}
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+        with pytest.raises(OSError, match="model"):
+            save_arrays(tmp_path / "model", large)
+        with pytest.raises(OSError, match="checkpoints"):
+            checkpoints.save(1, large, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not (tmp_path / "model").exists()
