@@ -20,7 +20,8 @@ from dmsrec_jax.runs import load_run
 def candidates(config: CandidatesConfig) -> None:
     """Writes ``train_candidates.npy`` and ``test_candidates.npy``."""
     console = Console(markup=False, highlight=False)
-    check_replaceable(config.out, marker="candidates.json", overwrite=config.overwrite)  # before the scoring
+    # before the scoring
+    check_replaceable(config.out, marker="candidates.json", overwrite=config.overwrite, reads=[config.run])
     run = load_run(config.run, config.dataset)
     if config.intents is not None and not run.settings.semantics:
         raise InputError(f"--intents {config.intents}: {config.run} is a plain model, which reads none")

@@ -55,12 +55,15 @@ def check_replaceable(path: Path, *, marker: str, overwrite: bool, reads: Iterab
     """Refuses what `staged_folder` would, and what holds an input: for commands that work long before they write.
 
     Raises:
-      InputError: one of ``reads`` lies in ``path``; or ``path`` exists and is not empty, and ``overwrite`` is false or
-        it lacks ``marker``, the file by which a folder of this kind is known.
+      InputError: one of ``reads`` lies in ``path``; ``path`` cannot be renamed; or it exists and is not empty, and
+        ``overwrite`` is false or it lacks ``marker``, the file by which a folder of this kind is known.
     """
     if inside := next((read for read in reads if read.resolve().is_relative_to(path.resolve())), None):
         raise InputError(f"--out {path}: would replace {inside}, which is to be read")
     check_no_file(path)
+    if path.is_dir() and (path.samefile(".") or path.is_mount()):
+        where = "the working directory" if path.samefile(".") else "a mount point"
+        raise InputError(f"--out {path}: is {where}, which cannot be replaced; name a folder in it")
     if path.is_dir() and any(path.iterdir()):
         if not overwrite:
             raise InputError(f"{path}: exists already; give --overwrite to replace it")

@@ -16,10 +16,10 @@ from dmsrec_jax.backbones import BACKBONES, own_score, padded, reads
 from dmsrec_jax.config import ImportTorchConfig, Order
 from dmsrec_jax.data import SessionDataset
 from dmsrec_jax.errors import InputError
-from dmsrec_jax.files import staged_folder
+from dmsrec_jax.files import check_replaceable, staged_folder
 from dmsrec_jax.item_graph import read_sessions
 from dmsrec_jax.model import ModelSettings
-from dmsrec_jax.recipe import check_padding
+from dmsrec_jax.recipe import check_padding, foreign_flags
 from dmsrec_jax.runs import new_model, save_model, write_config
 
 
@@ -27,6 +27,10 @@ def import_torch(config: ImportTorchConfig) -> None:
     """Reads a state dict and writes a run folder."""
     if config.n_neighbors < 1:
         raise InputError(f"--n-neighbors {config.n_neighbors}: at least 1 is due")
+    if "n_neighbors" in foreign_flags(config.backbone) and config.n_neighbors != ImportTorchConfig.n_neighbors:
+        raise InputError(f"--n-neighbors {config.n_neighbors}: {config.backbone} has no such setting")
+    inputs = config.weights, config.dataset
+    check_replaceable(config.out, marker="model.json", overwrite=config.overwrite, reads=inputs)
     dataset = SessionDataset.load(config.dataset)
     weights = read_weights(config.weights)
     settings = settings_of(weights, config, dataset)

@@ -83,9 +83,13 @@ def check_flags(config: TrainConfig) -> None:
         raise InputError(f"--order {config.order}: needs --backbone msgifsr")
     if config.score == "dot" and own_score(config.backbone) == "cosine":
         raise InputError(f"--score dot: the scores of {config.backbone} are cosines")
+    if config.released_padding is not None and config.intents is not None and config.backbone == "miasrec":
+        raise InputError(f"--released-padding {config.released_padding}: miasrec with --intents reads clicks alone")
     if config.semantics == "released":
-        idle = released(config).weight == 0 and config.align_weight is None
-        for name in ("align", "alpha", "beta") if idle else ():
+        form = released(config)
+        idle = form.weight == 0 and config.align_weight is None
+        unread = ("align", "alpha", "beta") if form.fuses else set(FUSED_FLAGS) - {"semantics", "align_weight"}
+        for name in sorted(unread) if idle else ():
             if getattr(config, name) != getattr(plain, name):
                 does_nothing = f"{config.backbone} as released weighs its alignment by 0; give --align-weight"
                 raise InputError(f"{flag_of(name)} {getattr(config, name)}: {does_nothing}")

@@ -46,7 +46,7 @@ def report(config: ReportConfig) -> None:
       InputError: a flag is out of range, a folder is no run, or the runs belong to different data sets.
     """
     check_bootstrap(config)
-    check_replaceable(config.out, marker="report.html", overwrite=config.overwrite)
+    check_replaceable(config.out, marker="report.html", overwrite=config.overwrite, reads=config.runs)
     dataset, runs = read_runs(config)
     source, paper = published(dataset.name, [*dict.fromkeys(run.results["model"] for run in runs)])
     values = [percent(run.ranks) for run in runs]

@@ -20,7 +20,8 @@ def encode_items(config: EncodeItemsConfig) -> None:
     """Writes the item text folder, or with --new-items the new items folder; items without a title get zeros."""
     console = Console(markup=False, highlight=False)
     marker = "item_text_embeddings.npy" if config.new_items is None else "new_item_ids.npy"
-    check_replaceable(config.out, marker=marker, overwrite=config.overwrite)  # before the encoding
+    reads = [config.dataset, *filter(None, [config.new_items])]
+    check_replaceable(config.out, marker=marker, overwrite=config.overwrite, reads=reads)  # before the encoding
     dataset = SessionDataset.load(config.dataset, verify=True)
     if config.new_items is not None:
         ids, titles = read_new_items_csv(config.new_items, dataset)

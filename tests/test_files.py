@@ -41,6 +41,15 @@ def test_overwrite_replaces_folders_of_its_kind_only(tmp_path: Path):
     assert [path.name for path in out.iterdir()] == ["b"]
 
 
+def test_the_working_directory_is_not_replaced(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for out in (Path(), tmp_path):
+        with pytest.raises(InputError, match="is the working directory"), staged_folder(out, marker="a"):
+            pass
+    with pytest.raises(InputError, match="is a mount point"), staged_folder(Path("/dev"), marker="a", overwrite=True):
+        pass
+
+
 def test_what_came_meanwhile_is_not_replaced(tmp_path: Path):
     out = tmp_path / "out"
 

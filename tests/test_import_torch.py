@@ -169,6 +169,9 @@ def test_cut_and_misnamed_files_are_named(tmp_path, imports, weights):
 def test_bad_flags_are_named(tmp_path, imports, weights):
     np.savez(tmp_path / "weights.npz", **weights)
     assert "--n-neighbors 0" in imports(tmp_path / "weights.npz", "--n-neighbors", 0)
+    of_another = imports(tmp_path / "weights.npz", "--n-neighbors", 5, "--backbone", "srgnn")
+    assert "--n-neighbors 5: srgnn has no such setting" in of_another
+    assert "would replace" in imports(tmp_path / "weights.npz", "--out", tmp_path, "--overwrite")
 
 
 def test_released_checkpoint(tmp_path):

@@ -13,7 +13,7 @@ from dmsrec_jax.history import best_epoch, best_of_each
 from dmsrec_jax.metrics import METRICS, VIEWS, out_of_reach, summarise
 from dmsrec_jax.runs import load_run
 from dmsrec_jax.train import main
-from tests.conftest import SMALL, write_tiny
+from tests.conftest import SMALL, write_tiny, write_tiny_titles
 
 
 def call(*argv: object) -> None:
@@ -201,6 +201,9 @@ def test_bad_flags_are_named(tiny: SessionDataset, tmp_path, refused, flag, valu
         ("srgnn", ("--align", "infonce")),
         ("srgnn", ("--align", "infonce", "--semantics", "released", "--intents", "there")),
         ("msgifsr", ("--alpha", 0.5, "--semantics", "released", "--intents", "there")),
+        ("msgifsr", ("--ablation", "no-latent", "--semantics", "released", "--intents", "there")),
+        ("msgifsr", ("--intent-dropout", 0.3, "--semantics", "released", "--intents", "there")),
+        ("miasrec", ("--released-padding", 99, "--intents", "there")),
         ("dhcn", ("--semantics", "released", "--align-weight", 0.5, "--intents", "there")),
         ("srgnn", ("--resume", "--overwrite")),
     ],
@@ -219,6 +222,15 @@ def test_a_run_is_not_replaced_for_what_cannot_be_made(tiny: SessionDataset, tmp
     with locked(run):
         assert "another process is at work" in refused(main, *flags)
     assert (run / "results.json").is_file()
+
+
+def test_what_is_to_be_read_is_not_replaced(tiny: SessionDataset, tmp_path, refused):
+    run = tmp_path / "run"
+    call("--backbone", "srgnn", "--dataset", tiny.path, "--out", run, *SMALL, "--epochs", 1)
+    titles = write_tiny_titles(run / "titles", tiny)
+    flags = ("--backbone", "srgnn", "--dataset", tiny.path, "--item-text", titles, "--out", run, "--overwrite")
+    assert f"would replace {titles}" in refused(main, *flags)
+    assert titles.is_dir()
 
 
 def test_a_diverging_loss_says_so(tiny: SessionDataset, tmp_path, refused):
