@@ -44,8 +44,11 @@ def run(
     """
     name = prog.rsplit(".", 1)[-1]
     try:
+        words = sys.argv[1:] if argv is None else list(argv)
+        if foreign := next((word for word in words if not _is_utf8(word)), None):
+            raise InputError(f"{foreign!a}: is not UTF-8")
         with _sigterm_raises():
-            command(parse(config, sys.argv[1:] if argv is None else list(argv), prog=prog, positional=positional))
+            command(parse(config, words, prog=prog, positional=positional))
     except InputError as error:
         print(f"{name}: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -63,6 +66,11 @@ def run(
             raise
         print(f"{name}: error: out of memory{_to_lower(config)}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _is_utf8(word: str) -> bool:
+    """A name of bytes that are none could be written into no JSON."""
+    return not any("\ud800" <= character <= "\udfff" for character in word)
 
 
 @contextlib.contextmanager

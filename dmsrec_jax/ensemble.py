@@ -44,6 +44,8 @@ Scores = Callable[[np.ndarray], np.ndarray]
 """From a batch of sessions, int32 [B] with their number in empty places, to float32 [B, n_items + 1]."""
 
 
+NEITHER = "neither a model nor a run of `neighbors`, so its rankings cannot be fused"
+
 Weights = tuple[float, ...]
 """One of each run; their sum is 1."""
 
@@ -199,6 +201,8 @@ def _held_out(run: Path, dataset: SessionDataset) -> tuple[Split, Sessions]:
     if _is_model(run) and fraction is not None:
         config = from_mapping(TrainConfig, about, source=run / "config.yaml")
         fraction = config.validation_fraction if config.protocol == "default" else None
+    if not _is_model(run) and str(about.get("model")) not in METHODS:
+        raise InputError(f"{run}: {NEITHER}")
     if not isinstance(fraction, float):
         raise InputError(f"{run}: was fitted to all training sessions, so none are left to choose a weight on")
     return validation_split(dataset, fraction)[1:]
@@ -223,7 +227,7 @@ def _neighbors(run: Path, dataset: SessionDataset, sessions: Sessions, part: Spl
     method = METHODS.get(str(about.get("model")))
     settings = {name: about.get(name) for name in method.grid} if method else {}
     if method is None or not all(isinstance(value, int | float) for value in settings.values()):
-        raise InputError(f"{run}: neither a model nor a run of `neighbors`, so its rankings cannot be fused")
+        raise InputError(f"{run}: {NEITHER}")
     score = method.fit(sessions, dataset.n_items, **settings)
     return Source(lambda batch: score(take(part, np.minimum(batch, len(part) - 1))), smoothed)
 

@@ -85,6 +85,8 @@ def _origin(folder: Path) -> dict[str, Any]:
 
 def shuffled(of_part: SessionIntents, rng: np.random.Generator) -> SessionIntents:
     """Hands each session's intents to another one: one cycle through all of them, in random order."""
+    if len(of_part.candidates) == 1:
+        raise InputError("shuffled: of one session alone, so there is no other to hand its intents to")
     order = rng.permutation(len(of_part.candidates))
     given = np.empty_like(order)
     given[order] = np.roll(order, 1)

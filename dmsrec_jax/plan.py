@@ -32,6 +32,8 @@ OF_ALL = {"dataset", "protocol", "validation_fraction"}
 """Settings that make results comparable: in ``base`` only."""
 OVERRIDES = ("backbone", "dataset", "intents", "item_text", "epochs")
 """Flags of `sweep` that override ``base``."""
+LONGEST_NAME = 200
+"""Bytes of a setting's name, which is a folder's."""
 TRACED = {*Hyper._fields, "seed", "epochs", "patience", "ablation"}
 """Settings that one compiled program trains any values of."""
 
@@ -127,6 +129,8 @@ def _settings(spec: Mapping[str, Any], path: Path) -> dict[str, dict[str, Any]]:
             words = [str(name)] if name else []
             words += [f"{key}={Path(value).name if isinstance(value, str) else value}" for key, value in chosen.items()]
             label = re.sub(r"[^\w.=,+-]+", "-", ",".join(words)).strip("-.") or "base"
+            if label in ("lock", "sweep.json") or len(label.encode()) > LONGEST_NAME:
+                raise InputError(f"{path}: no folder can be called {label}")
             if label in found:
                 raise InputError(f"{path}: two settings are called {label}")
             found[label] = own | chosen

@@ -117,10 +117,10 @@ class Recommender:
         return found[0]
 
     def named(self, name: str) -> list[int]:
-        """The items with this raw id or title; titles match whatever their case and outer white space."""
+        """The item with this raw id, else those with this title, whatever its case and outer white space."""
         if name in self._by_raw_id:
             return [self._by_raw_id[name]]
-        return self._by_title.get(name.strip().casefold(), [])
+        return self._by_title.get(_as_compared(name), [])
 
     @cached_property
     def _by_raw_id(self) -> dict[str, int]:
@@ -131,7 +131,7 @@ class Recommender:
         items: dict[str, list[int]] = {}
         for item, title in enumerate(self.titles or []):
             if title.strip():
-                items.setdefault(title.strip().casefold(), []).append(item)
+                items.setdefault(_as_compared(title), []).append(item)
         return items
 
     def _batch(self, rows: list[list[int]], k: int, exclude_seen: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -180,6 +180,11 @@ def _new_items(folder: Path, run: Run) -> NewItems:
                 f"{trained.get(key)}"
             )
     return items
+
+
+def _as_compared(title: str) -> str:
+    """Accented letters may be one character or two."""
+    return unicodedata.normalize("NFC", title).strip().casefold()
 
 
 def _power_of_two(n: int) -> int:

@@ -158,6 +158,13 @@ def test_exit_codes(capsys, action, code, line):
     assert capsys.readouterr().err == line
 
 
+def test_names_that_no_json_could_hold_are_refused(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.run(stop, Settings, ["--size", "d\udce9"], prog="python -m made.up")
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "up: error: 'd\\udce9': is not UTF-8\n"
+
+
 def test_subcommands(capsys):
     seen: list[Settings] = []
     cli.run(seen.append, {"one": Settings, "two": PrepareDemo}, ["one", "--size", "2"], prog="made.up")

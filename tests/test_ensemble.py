@@ -288,6 +288,9 @@ def test_bad_input_is_one_line(model: Path, rules: Path, tmp_path, refused):
         (tmp_path / "taken" / name).touch()
     assert "holds a model" in error(*flags, "--fuse", rules, "--out", tmp_path / "taken", "--overwrite")
     assert (model / "model.json").is_file()
+    call(*flags, "--fuse", rules, "--out", tmp_path / "fusion")
+    by_scores = "--fuse", tmp_path / "fusion", "--fuse-by", "scores"
+    assert "fusion: neither a model nor" in error(*flags, *by_scores)
     listless = tmp_path / "listless"
     shutil.copytree(rules, listless)
     (listless / "config.yaml").write_text("model: sr\n")

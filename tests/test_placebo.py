@@ -7,10 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dmsrec_jax.artifacts import KINDS, PARTS, read_intents, read_item_text, write_item_text
+from dmsrec_jax.artifacts import (
+    KINDS,
+    PARTS,
+    IntentLists,
+    SessionIntents,
+    read_intents,
+    read_item_text,
+    write_item_text,
+)
 from dmsrec_jax.data import SessionDataset
 from dmsrec_jax.data.write import Prepared, write_dataset
-from dmsrec_jax.placebo import main
+from dmsrec_jax.errors import InputError
+from dmsrec_jax.placebo import main, shuffled
 from tests.conftest import N_ITEMS, write_tiny_intents
 
 
@@ -57,6 +66,17 @@ def test_shuffled_hands_every_list_to_another_session(made, tiny, tiny_intents):
         assert sorted(ours) == sorted(theirs)
         assert np.mean([one == other for one, other in zip(ours, theirs, strict=True)]) < 0.3, "but for equal lists"
         np.testing.assert_array_equal(getattr(fake, part).candidates, getattr(real, part).candidates)
+
+
+def test_a_lone_session_has_no_other_to_be_handed_to(tiny, tiny_intents):
+    alone = _first(read_intents(tiny_intents, tiny).test)
+    with pytest.raises(InputError, match="one session alone"):
+        shuffled(alone, np.random.default_rng(0))
+
+
+def _first(of_part):
+    lists = (IntentLists(part.offsets[:2], part.ids[: part.offsets[1]]) for part in (of_part.explicit, of_part.latent))
+    return SessionIntents(*lists, of_part.candidates[:1])
 
 
 def test_random_vectors_keep_lists_and_lengths(made, tiny, tiny_intents):

@@ -88,6 +88,7 @@ def test_what_is_traced_shares_a_program(plan):
         ({"base": BASE, "grid": {"alpha": [-1.0]}}, "alpha=-1.0: --alpha -1.0: at least 0 is due"),
         ({"base": BASE, "grid": {"alpha": [1]}, "settings": {"a": {"alpha": 2}}}, "a: alpha is in grid as well"),
         ({"base": {"intents": "x"}}, "base: backbone is missing"),
+        ({"base": BASE, "settings": {"lock": {}}}, "no folder can be called lock"),
         ({"base": BASE, "seeds": 3}, "seeds: a list of whole numbers is due, none below 0"),
         ({"base": BASE, "seeds": [3, 3]}, "seeds: one is there twice"),
         ({"base": BASE, "settings": {"p": {"intents": None, "alpha": 2.0}}}, "p: --alpha 2.0: needs --intents"),
