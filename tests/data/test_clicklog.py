@@ -288,6 +288,13 @@ def test_quotes_that_swallow_lines(tmp_path):
     assert not any("inside of quotes" in note for note in literal.notes)
 
 
+def test_a_field_longer_than_the_csv_module_reads_by_default(tmp_path):
+    text = LOG + 's5,b,60,"1 \n' + "s6,a,70,\n" * 20_000 + 's6,b,71,2"\n'
+    (tmp_path / "titles.csv").write_text(f"item_id,title,note\na,Tent,{'x' * 150_000}\n")
+    assert any("20,002 lines begin inside" in n for n in read_log(config(tmp_path, text)).notes)
+    assert read_log(config(tmp_path, titles=tmp_path / "titles.csv")).titles == ["Tent", "", ""]
+
+
 def test_quotes_that_two_readers_read_differently(tmp_path):
     lines = LOG.replace('"x, y"', "").replace('"two\nlines"', "").splitlines()
     for at, quotes in ((2, '"x'), (5, ' "x"'), (9, '"""')):

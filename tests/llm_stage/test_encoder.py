@@ -168,7 +168,7 @@ def test_the_real_minilm_tells_what_belongs_together():
 
 def test_items_that_are_not_in_the_catalogue(bert, tiny, tmp_path):
     file, out = tmp_path / "new.csv", tmp_path / "new"
-    file.write_text('price,id,title\n3,a,"red, film"\n4,b,blue 9\n', encoding="utf-8-sig")
+    file.write_text(f'price,id,title\n3,a,"red, film"\n{"4" * 150_000},b,blue 9\n', encoding="utf-8-sig")
     flags = ("--dataset", tiny.path, "--encoder", bert, "--new-items", file, "--out", out)
     encode_items([str(word) for word in flags])
     items = read_new_items(out, tiny)
@@ -182,7 +182,8 @@ def test_items_that_are_not_in_the_catalogue(bert, tiny, tmp_path):
     ("text", "complaint"),
     [
         ("id,name\na,red\n", "no column 'title'"),
-        ("", "no column 'id'"),
+        ("", "line 1: a header with column names is due"),
+        ("id,title,title\na,red,blue\n", "line 1: column 'title' appears twice"),
         ("id,title\n", "no item in it"),
         ("id,title\na,red\n,blue\n", "line 3: no id"),
         ("id,title\na\n", "line 2: no title"),
