@@ -18,7 +18,7 @@ from rich.table import Table
 
 from dmsrec_jax import cli
 from dmsrec_jax.artifacts import read_item_text, read_new_items
-from dmsrec_jax.data import SessionDataset, Sessions
+from dmsrec_jax.data import SessionDataset, Sessions, Split
 from dmsrec_jax.data.samples import last_clicks, longest, prefixes, take
 from dmsrec_jax.data.write import Prepared, write_dataset
 from dmsrec_jax.errors import InputError
@@ -57,7 +57,13 @@ def run(config: NewItemsConfig) -> None:
     dataset = SessionDataset.load(config.dataset)
     if dataset.titles is None:
         raise InputError(f"{config.dataset}: has no titles")
+    if dataset.meta.get("provenance", {}).get("keep_last"):
+        raise InputError(f"{config.dataset}: made with --keep-last; whole test sessions are due")
+    if not config.base.is_file():
+        raise InputError(f"--base {config.base}: no such file")
     new = held_out(dataset, config.fraction, config.seed)
+    if not new.any():
+        raise InputError(f"--fraction {config.fraction}: draws none of the {dataset.n_items:,} items")
     smaller, titles, candidates, trained = (config.out / name for name in ("data", "titles", "new", "run"))
     draw = {"fraction": config.fraction, "seed": config.seed}
     described, encoder = {"data": smaller / "meta.json"}, {"encoder": config.encoder}
@@ -103,7 +109,10 @@ def held_out(dataset: SessionDataset, fraction: float, seed: int) -> np.ndarray:
 def without(dataset: SessionDataset, new: np.ndarray) -> Prepared:
     """The data set as if the ``new`` items were not in the catalogue: ids numbered anew, samples in the same form."""
     number = np.where(new, 0, np.cumsum(~new) - 1)
-    form = prefixes if len(dataset.train) > len(dataset.sessions) else last_clicks
+
+    def samples(sessions: Sessions, form: Split) -> Split:
+        """Every prefix if a session of ``form`` has several rows."""
+        return prefixes(sessions) if (np.diff(form.chains) == 0).any() else last_clicks(sessions)
 
     def known(sessions: Sessions) -> Sessions:
         kept = ~new[sessions.items]
@@ -115,7 +124,8 @@ def without(dataset: SessionDataset, new: np.ndarray) -> Prepared:
     train, test = known(dataset.sessions), known(longest(dataset.test))
     listed = np.flatnonzero(~new)[1:].tolist()
     titles = dataset.titles or []
-    return Prepared(form(train), form(test), train, [dataset.item_ids[i] for i in listed], [titles[i] for i in listed])
+    rows = samples(train, dataset.train), samples(test, dataset.test)
+    return Prepared(*rows, train, [dataset.item_ids[i] for i in listed], [titles[i] for i in listed])
 
 
 def write_titles(path: Path, dataset: SessionDataset, new: np.ndarray) -> Path:

@@ -112,6 +112,11 @@ class Remote:
 
 def run(config: ThroughputConfig) -> None:
     """All data sets and backbones, one result file each."""
+    for name in ("rounds", "batch_size", "d"):
+        if getattr(config, name) < 1:
+            raise InputError(f"{cli.flag_of(name)} {getattr(config, name)}: at least 1 is due")
+    if not config.seconds > 0:
+        raise InputError(f"--seconds {config.seconds}: more than 0 is due")
     start = conditions()
     datasets = [SessionDataset.load(path) for path in config.dataset]
     for dataset in datasets:

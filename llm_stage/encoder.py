@@ -49,7 +49,8 @@ class Encoder:
         folder = find_encoder(name)
         self.name = Path(name).name if Path(name).is_dir() else name
         self.pooling = pooling
-        self.tokenizer, self.model = _load(name, folder)
+        self.tokenizer = _load_tokenizer(name, folder)
+        self.model = _load_model(name, folder)
         config = self.model.config
         self.revision = _hash(folder)
         self.d_text = int(config.hidden_size)
@@ -118,8 +119,6 @@ class Encoder:
 def find_encoder(name: str) -> Path:
     """The folder of an encoder: itself, a pip package's, or the hub's, downloaded where it is not yet.
 
-    Called before hours of answering, so that what is missing is missed then.
-
     Raises:
       InputError: it cannot be had, or holds no safetensors.
     """
@@ -134,6 +133,15 @@ def find_encoder(name: str) -> Path:
     if not list(folder.glob("*.safetensors")):
         raise InputError(f"--encoder {name}: holds no .safetensors file")
     return folder
+
+
+def check_encoder(name: str) -> None:
+    """Refuses what cannot be used, but for its weights: before hours of answering, not after.
+
+    Raises:
+      InputError: see `find_encoder`; or its settings or tokenizer are missing, or no encoder's.
+    """
+    _load_tokenizer(name, find_encoder(name))
 
 
 def encoder_revision(name: str) -> str:
@@ -182,7 +190,7 @@ def _from_hub(name: str) -> Path:
         ) from None
 
 
-def _load(name: str, folder: Path) -> tuple[Any, Any]:
+def _load_tokenizer(name: str, folder: Path) -> Any:
     try:
         import transformers
     except ImportError as error:
@@ -190,15 +198,29 @@ def _load(name: str, folder: Path) -> tuple[Any, Any]:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # whatever the parsers of config and tokenizer raise
+        raise InputError(f"--encoder {name}: not a model transformers can load: {error}") from None
+    if not hasattr(config, "hidden_size") or config.is_encoder_decoder:
+        raise InputError(f"--encoder {name}: a {config.model_type} model, not of the BERT family")
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes where there are no files
+        raise InputError(f"--encoder {name}: its tokenizer knows no words; its files are missing")
+    if tokenizer.pad_token is None:
+        raise InputError(f"--encoder {name}: its tokenizer has no padding token, so it is not of the BERT family")
+    return tokenizer
+
+
+def _load_model(name: str, folder: Path) -> Any:
+    import transformers
+
+    try:
         model = transformers.AutoModel.from_pretrained(
             folder, dtype="float32", use_safetensors=True, trust_remote_code=False
         )
-    except Exception as error:  # whatever the parsers of config, tokenizer and weights raise
+    except Exception as error:  # whatever the parsers of config and weights raise
         raise InputError(f"--encoder {name}: not a model transformers can load: {error}") from None
-    if not hasattr(model.config, "hidden_size") or model.config.is_encoder_decoder:
-        raise InputError(f"--encoder {name}: a {model.config.model_type} model, not of the BERT family")
-    return tokenizer, model.eval()
+    return model.eval()
 
 
 def _hash(folder: Path) -> str:

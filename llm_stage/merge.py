@@ -12,7 +12,7 @@ from dmsrec_jax.artifacts import read_candidates
 from dmsrec_jax.data import SessionDataset
 from dmsrec_jax.errors import InputError
 from llm_stage.config import MergeConfig
-from llm_stage.encoder import find_encoder
+from llm_stage.encoder import check_encoder
 from llm_stage.engines.base import Answer
 from llm_stage.finish import finish, is_finished
 from llm_stage.questions import data_identity, row_space
@@ -28,7 +28,7 @@ def merge(config: MergeConfig) -> None:
     console = Console(markup=False, highlight=False)
     dataset = SessionDataset.load(config.dataset, verify=True)
     space = row_space(dataset, read_candidates(config.candidates, dataset))
-    find_encoder(config.encoder)
+    check_encoder(config.encoder)
     check_figures()
     identity, label, answers = read_shards(config.shards)
     here = data_identity(dataset, config.candidates)

@@ -4,6 +4,7 @@ import csv
 from pathlib import Path
 
 from dmsrec_jax.data import SessionDataset
+from dmsrec_jax.data.delimited import Form, header
 from dmsrec_jax.errors import InputError
 
 
@@ -16,12 +17,12 @@ def read_new_items_csv(path: Path, dataset: SessionDataset) -> tuple[list[str], 
     ids: list[str] = []
     titles: list[str] = []
     taken = set(dataset.item_ids)
+    missing = {"id", "title"} - set(header(path, Form()))
+    if missing:
+        raise InputError(f"{path}: no column {sorted(missing)[0]!r}; id and title are due")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
-            missing = {"id", "title"} - set(reader.fieldnames or ())
-            if missing:
-                raise InputError(f"{path}: no column {sorted(missing)[0]!r}; id and title are due")
             for row in reader:
                 item, title = ((row[name] or "").strip() for name in ("id", "title"))
                 line = f"{path}: line {reader.line_num}"

@@ -14,7 +14,7 @@ from dmsrec_jax.data import SessionDataset
 from dmsrec_jax.errors import InputError
 from dmsrec_jax.files import check_no_file
 from llm_stage.config import RunConfig
-from llm_stage.encoder import find_encoder
+from llm_stage.encoder import check_encoder
 from llm_stage.engines.base import Answer, Engine, Questions, UnfinishedError
 from llm_stage.finish import finish, is_finished
 from llm_stage.questions import RowSpace, data_identity, row_space, shard_of
@@ -54,11 +54,11 @@ def run(config: RunConfig) -> None:
     asked = shard_of(space.order, config.shard)
     if config.dry_run:
         return dry_run(config, engine, space, asked, console)
-    check_end(config)
     identity = data_identity(dataset, config.candidates) | {"engine": engine.identity}
     if is_finished(config.out, config, identity):
         console.print(f"{config.out}: finished already", soft_wrap=True)
         return
+    check_end(config)
     shard = {"shard": config.shard} if config.shard else {}
     with AnswerStore(config.out / "answers", identity | {"label": engine.label} | shard) as store:
         due = np.array([row for row in asked[: config.limit].tolist() if row not in store], np.int64)
@@ -107,7 +107,7 @@ def build_engine(config: RunConfig, dataset: SessionDataset) -> Engine:
 
 def check_end(config: RunConfig) -> None:
     """Refuses to begin where intents could not be encoded or reported: before hours of answering, not after."""
-    find_encoder(config.encoder)
+    check_encoder(config.encoder)
     check_figures()
 
 

@@ -306,6 +306,7 @@ def test_rows_keep_their_last_clicks(source, tmp_path, capsys, refused):
         for name in ("targets", "chains"):
             assert getattr(short, name).tolist() == getattr(rows, name).tolist()
     assert cut.sessions.items.tolist() == whole.sessions.items.tolist()
+    assert cut.meta["counts"] == whole.meta["counts"]
     longer = int((whole.train.lengths > 1).sum())
     assert longer
     assert f"rows cut to their last 1 clicks: {longer} training, " in capsys.readouterr().out

@@ -57,7 +57,7 @@ def build(
       min_item_count: as above.
       min_session_len: as above.
       test_fraction: share of sessions that test.
-      test_days: or else: sessions that end within so many days of the log's last click test.
+      test_days: or else: sessions that end within so many days of the last kept one's end test.
       augment_prefixes: training rows are all prefixes, not only the last click of each session.
 
     Raises:

@@ -90,7 +90,8 @@ class PrepareLog(PrepareFiles):
     item_col: str = "item_id"
     """Column of the item id."""
     time_col: str = "timestamp"
-    """Column of the click's time: seconds or milliseconds since 1970, or ISO 8601 (UTC unless it says otherwise)."""
+    """Column of the click's time: seconds or milliseconds since 1970, or ISO 8601, compact such as 20140407 or
+    20140407101112 too (UTC unless it says otherwise)."""
     titles: Path | None = None
     """CSV file with a title for each item: columns as --item-col and `title`."""
 
@@ -101,7 +102,7 @@ class PrepareLog(PrepareFiles):
     test_fraction: float | None = None
     """Share of sessions, the last ones by their last click, that test; 0.1 unless --test-days is given."""
     test_days: float | None = None
-    """Sessions that end within the log's last DAYS days test."""
+    """Sessions that end within DAYS days of the last one's end test; sessions that the filters drop do not count."""
     augment_prefixes: bool = False
     """Train on every prefix of a session, not only on its last click. Test rows stay one per session."""
     skip_bad_rows: bool = False

@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import sys
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ EXTRA = "\0"
 """Column that catches what a line holds beyond the header's fields."""
 STRAY_QUOTE = "a quote that is not closed, or text beside it"
 _BLOCK = 1 << 22
+csv.field_size_limit(sys.maxsize)  # between two stray quotes a field can be most of the file
 
 
 class Form(NamedTuple):
@@ -38,7 +40,7 @@ class Layout(NamedTuple):
     wide: np.ndarray
     """int [n], data rows (from 0) with more fields than the header; to polars an empty extra field is as none."""
     n_rows: int | None = None
-    """Data rows, blank ones too, as the csv module counts them; None where it need not or cannot."""
+    """Data rows, blank ones too, as the csv module counts them; None where it need not."""
     n_inner: int = 0
     """Lines that begin inside of quotes."""
     first_inner: int = 0
@@ -130,15 +132,12 @@ def _quoted_layout(path: Path, n_fields: int, form: Form) -> Layout:
     wide, row, line, inner, first = [], -1, 0, 0, 0
     with _text(path) as file:
         reader = form.reader(file)
-        try:
-            for row, fields in enumerate(reader, -1):
-                if len(fields) > n_fields:
-                    wide.append(row)
-                if more := reader.line_num - line - 1:
-                    inner, first = inner + more, first or line + 2
-                line = reader.line_num
-        except csv.Error:  # what polars then says is better
-            return Layout(np.zeros(0, np.int64))
+        for row, fields in enumerate(reader, -1):
+            if len(fields) > n_fields:
+                wide.append(row)
+            if more := reader.line_num - line - 1:
+                inner, first = inner + more, first or line + 2
+            line = reader.line_num
     return Layout(np.array(wide, np.int64), row + 1, inner, first)
 
 

@@ -26,7 +26,7 @@ _DAY = 86_400
 
 
 def read_movielens(config: PrepareMovieLens) -> Prepared:
-    """Reads ``ratings.dat`` and ``movies.dat`` (latin-1, fields separated by ``::``) and makes samples.
+    """Reads ``ratings.dat`` and ``movies.dat`` (UTF-8 or latin-1, fields separated by ``::``) and makes samples.
 
     In this order: movies with fewer than 5 ratings go; each user's ratings are sorted by time (ties in file order) and
     cut into UTC days; days with one rating go; a session ends 300 s after its first rating (``gap``: after its previous
@@ -138,11 +138,15 @@ def _read_ratings(path: Path, bad: BadRows) -> tuple[np.ndarray, np.ndarray, np.
 def _read_titles(path: Path, bad: BadRows) -> dict[int, str]:
     """Titles without year and translation: the text before " ("."""
     try:
-        lines = path.read_text(encoding="latin-1").splitlines()
+        content = path.read_bytes().removesuffix(b"\n")
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:  # as GroupLens has it
+        text = content.decode("latin-1")
     titles = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(text.split("\n"), 1):
         fields = line.split("::")
         if len(fields) != 3 or not fields[0].isdecimal():
             bad.add(number, "MovieID::Title::Genres is due")

@@ -5,7 +5,7 @@ import numpy as np
 from dmsrec_jax.data.dataset import Sessions, Split
 from dmsrec_jax.errors import InputError
 
-MAX_CLICKS = 1 << 31
+MAX_CLICKS = (1 << 31) - 1
 _BLOCK = 1 << 22
 """Clicks gathered at once, so that the int64 index of a ragged gather stays small beside its int32 result."""
 
@@ -62,7 +62,10 @@ def prefixes(sessions: Sessions, *, longest_first: bool = False) -> Split:
     """
     rows = np.maximum(sessions.lengths - 1, 0)
     if (total := int((rows * (rows + 1) // 2).sum())) > MAX_CLICKS:
-        raise InputError(f"all prefixes hold {total:,} clicks, too many; the longest session has {rows.max() + 1:,}")
+        raise InputError(
+            f"all prefixes (--augment-prefixes) hold {total:,} clicks before any --keep-last, too many; the longest "
+            f"session has {rows.max() + 1:,}"
+        )
     chains = np.repeat(np.arange(len(sessions)), rows)
     rank = np.arange(len(chains)) - np.repeat(np.cumsum(rows) - rows, rows)
     return _samples(sessions, chains, rows[chains] - rank if longest_first else rank + 1)
@@ -88,6 +91,8 @@ FORMS = {
 def align(rows: Sessions, targets: np.ndarray, sessions: Sessions, source: str) -> tuple[Split, str]:
     """Finds the session of each training row by rebuilding the rows in each known form.
 
+    The first session may lack its first rows: SR-GNN's yoochoose1_64 and 1_4 are the last rows of all prefixes.
+
     Args:
       rows: the rows' input clicks.
       targets: the rows' next clicks, int [rows].
@@ -95,7 +100,7 @@ def align(rows: Sessions, targets: np.ndarray, sessions: Sessions, source: str) 
       source: what to name in an error.
 
     Returns:
-      The rows with their chains, and the name of their form in `FORMS`.
+      The rows with their chains, and the name of their form in `FORMS`, with how many rows the first session lacks.
 
     Raises:
       InputError: the rows are in no form the samples of these sessions; the first row that differs is named.
@@ -103,11 +108,17 @@ def align(rows: Sessions, targets: np.ndarray, sessions: Sessions, source: str) 
     agreeing = 0
     for form, build in FORMS.items():
         built = build(sessions)
+        lacking = len(built) - len(rows)
+        if 0 < lacking < np.count_nonzero(built.chains == 0):
+            built = built.rows(lacking, len(built))
+            form += f", without the first {lacking} of the first session"
         if np.array_equal(built.offsets, rows.offsets):
             wrong = built.items != rows.items
             if not wrong.any() and np.array_equal(built.targets, targets):
                 return built, form
         agreeing = max(agreeing, _first_difference(rows, targets, built))
+    if agreeing == len(rows):
+        raise InputError(f"{source}: {len(rows)} training rows are not all that the sessions give")
     raise InputError(f"{source}: training row {agreeing} is no prefix of its session")
 
 

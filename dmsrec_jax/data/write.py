@@ -31,6 +31,12 @@ class Prepared:
     """Lines to print and to keep in ``meta.json``."""
     inputs: tuple[Path, ...] = ()
     """The raw files; ``meta.json`` keeps their SHA-256."""
+    clicks: int | None = None
+    """Clicks of all sessions, where the rows no longer hold them."""
+
+    def n_clicks(self) -> int:
+        """Clicks of all training and test sessions."""
+        return self.clicks or len(self.sessions.items) + len(longest(self.test).items)
 
 
 def shorten_titles(prepared: Prepared) -> Prepared:
@@ -46,7 +52,7 @@ def keep_last(prepared: Prepared, most: int) -> Prepared:
     """``prepared`` with rows of at most ``most`` clicks, the last ones, and a note of those cut."""
     (train, n_train), (test, n_test) = (cut_rows(rows, most) for rows in (prepared.train, prepared.test))
     note = f"rows cut to their last {most:,} clicks: {n_train:,} training, {n_test:,} test"
-    return replace(prepared, train=train, test=test, notes=(*prepared.notes, note))
+    return replace(prepared, train=train, test=test, notes=(*prepared.notes, note), clicks=prepared.n_clicks())
 
 
 def write_dataset(
@@ -97,7 +103,7 @@ def _counts(train: Split, prepared: Prepared) -> dict[str, int]:
         "test_rows": len(test),
         "train_sessions": len(prepared.sessions),
         "test_sessions": int(test.chains[-1]) + 1,
-        "clicks": len(prepared.sessions.items) + len(longest(test).items),
+        "clicks": prepared.n_clicks(),
     }
 
 

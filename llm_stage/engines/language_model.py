@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from dmsrec_jax.errors import InputError
 from llm_stage.prompts import Chat
 
 
@@ -80,6 +81,12 @@ class Likelihoods(NamedTuple):
     """float64 [n]: log P(text | prefix), summed over tokens; None where one is too long for the model."""
     prompt_tokens: int = 0
     cached_tokens: int = 0
+
+
+def check_room(max_new_tokens: int, longest: int) -> None:
+    """Refuses answers beside which no prompt fits a model that takes ``longest`` tokens: all would be empty."""
+    if max_new_tokens >= longest:
+        raise InputError(f"--max-new-tokens {max_new_tokens}: the model takes {longest:,}, prompt and answer")
 
 
 class LanguageModel(Protocol):

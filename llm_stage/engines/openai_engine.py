@@ -5,6 +5,7 @@ Structured answers use ``response_format`` with a JSON schema, which all three t
 
 import os
 import random
+import re
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -154,7 +155,7 @@ class OpenAIModel:
         """What ``read`` finds in a reply's JSON, after as many tries as it takes.
 
         Raises:
-          InputError: the endpoint is dead, or refuses.
+          InputError: the endpoint is dead, or refuses, as it does where no prompt leaves room for so long an answer.
           FilteredError: it refuses what this prompt holds.
           TooLongError: the prompt does not fit.
         """
@@ -171,12 +172,16 @@ class OpenAIModel:
                     try:
                         return read(response.json())
                     except UNREADABLE:
-                        problem = "200 without what the protocol has in it"
+                        if not _error(response):
+                            problem = "200 without what the protocol has in it"
                 elif response.status_code not in BUSY and response.status_code < 500:
                     if response.status_code == 400 and _error(response).get("code") == "content_filter":
                         raise FilteredError(self._line(path, problem))
-                    if response.status_code in {400, 413, 422} and _says_too_long(response):
-                        raise TooLongError
+                    if response.status_code in {400, 413, 422}:
+                        if _allows_no_prompt(_reason(response), body["max_tokens"]):
+                            raise InputError(self._line(path, f"{problem}; lower --max-new-tokens"))
+                        if _says_too_long(response):
+                            raise TooLongError
                     raise InputError(self._line(path, problem))
                 wait = _seconds(response.headers.get("retry-after"))
             if attempt < self.retries:
@@ -230,14 +235,23 @@ def _error(response: httpx.Response) -> dict[str, Any]:
 
 
 def _reason(response: httpx.Response) -> str:
-    """What an endpoint says went wrong, in at most 300 characters."""
-    return str(_error(response).get("message", response.text or response.reason_phrase))[:300]
+    """What an endpoint says went wrong, in at most 300 characters that a terminal prints."""
+    text = str(_error(response).get("message", response.text or response.reason_phrase))[:300]
+    return "".join(c for c in text if c.isprintable() or c.isspace())
 
 
 def _refused(response: httpx.Response) -> str | None:
     """The part of a request that the endpoint says its model does not take; None where it says something else."""
     error = _error(response) if response.status_code == 400 else {}
     return str(error.get("param")) if str(error.get("code")).startswith("unsupported") else None
+
+
+def _allows_no_prompt(reason: str, tokens: int) -> bool:
+    """Whether an answer of so many tokens is too long beside any prompt, by the context's size where it is told."""
+    context = re.search(r"context (?:length|window|size)\D{0,9}(\d[\d,]*)", reason, re.IGNORECASE)
+    if context:
+        return tokens >= int(context[1].replace(",", ""))
+    return re.search(r"max_(completion_)?tokens\b.*too large", reason) is not None
 
 
 def _says_too_long(response: httpx.Response) -> bool:

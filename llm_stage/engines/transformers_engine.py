@@ -16,7 +16,7 @@ from llm_stage.config import RunConfig
 from llm_stage.decode import llm_engine
 from llm_stage.engines.base import Engine
 from llm_stage.engines.chat_tokenizer import ChatTokenizer
-from llm_stage.engines.language_model import Continuations, Generation, Likelihoods, NumberList
+from llm_stage.engines.language_model import Continuations, Generation, Likelihoods, NumberList, check_room
 from llm_stage.engines.weights import Weights, find_weights
 from llm_stage.prompts import Chat
 
@@ -76,6 +76,7 @@ class TransformersModel:
         self, chats: Sequence[Chat], max_new_tokens: int, grammars: Sequence[NumberList] | None
     ) -> list[Generation]:
         """See `LanguageModel`."""
+        check_room(max_new_tokens, self.longest)
         prompts = [self.tokenizer.ids(chat) for chat in chats]
         rows = [row for row, ids in enumerate(prompts) if len(ids) + max_new_tokens <= self.longest]
         answers = [Generation(None)] * len(chats)

@@ -17,7 +17,7 @@ from llm_stage.config import RunConfig
 from llm_stage.decode import llm_engine
 from llm_stage.engines.base import Engine
 from llm_stage.engines.chat_tokenizer import ChatTokenizer, messages
-from llm_stage.engines.language_model import Continuations, Generation, Likelihoods, NumberList
+from llm_stage.engines.language_model import Continuations, Generation, Likelihoods, NumberList, check_room
 from llm_stage.engines.weights import find_weights
 from llm_stage.prompts import Chat
 
@@ -172,6 +172,7 @@ class VllmModel:
         return self.llm.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
 
     def _fits(self, chat: Chat, max_new_tokens: int) -> bool:
+        check_room(max_new_tokens, self.longest)
         room = self.longest - max_new_tokens
         # A token is at least one byte, so most prompts need no counting.
         return len(self.tokenizer.text(chat).encode()) <= room or len(self.tokenizer.ids(chat)) <= room

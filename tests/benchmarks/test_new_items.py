@@ -1,10 +1,14 @@
 """A data set without some of its items."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from benchmarks.new_items import held_out, percent, without
+from benchmarks.new_items import held_out, main, percent, without
 from dmsrec_jax.data import SessionDataset
+from dmsrec_jax.data.samples import last_clicks, longest
 
 
 def test_no_click_on_a_held_out_item_is_left(tiny: SessionDataset):
@@ -21,6 +25,27 @@ def test_no_click_on_a_held_out_item_is_left(tiny: SessionDataset):
     left = [[tiny.item_ids[i] for i in session if not new[i]] for session in map(tiny.sessions.__getitem__, range(45))]
     found = [[known.item_ids[i - 1] for i in known.sessions[row]] for row in range(len(known.sessions))]
     assert found == [session for session in left if len(session) > 1]
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_each_part_keeps_its_form(tiny: SessionDataset, part):
+    single = replace(tiny, **{part: last_clicks(longest(getattr(tiny, part)))})
+    known = without(single, held_out(tiny, 0.3, 0))
+    for name in ("train", "test"):
+        chains = getattr(known, name).chains
+        assert (len(np.unique(chains)) == len(chains)) == (name == part)
+
+
+def test_what_cannot_be_measured_is_refused_first(broken: SessionDataset, tmp_path, refused):
+    base = tmp_path / "base.yaml"
+    base.touch()
+    flags = ("--dataset", broken.path, "--out", tmp_path / "out", "--base")
+    assert "--base nowhere.yaml: no such file" in refused(main, *flags, "nowhere.yaml")
+    assert "--fraction 1e-09: draws none of the 30 items" in refused(main, *flags, base, "--fraction", 1e-9)
+    meta = broken.meta | {"provenance": {"keep_last": 3}}
+    (broken.path / "meta.json").write_text(json.dumps(meta))
+    assert f"{broken.path}: made with --keep-last" in refused(main, *flags, base)
+    assert not (tmp_path / "out").exists()
 
 
 def test_percent_counts_places():

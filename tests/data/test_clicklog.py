@@ -149,11 +149,31 @@ BASE = 1_600_000_000
         lambda s: datetime.fromtimestamp(s * 60, UTC).strftime("%Y-%m-%d %H:%M"),
         lambda s: datetime.fromtimestamp(s * 60, UTC).strftime("%Y-%m-%dT%H:%MZ"),
         lambda s: datetime.fromtimestamp(s * 86_400 - BASE * 86_400, UTC).strftime("%Y-%m-%d"),
+        lambda s: datetime.fromtimestamp(s * 86_400 - BASE * 86_400, UTC).strftime("%Y%m%d"),
+        lambda s: datetime.fromtimestamp(s, UTC).strftime("%Y%m%d%H%M%S"),
     ],
 )
 def test_time_forms(tmp_path, form):
     text = "session_id,item_id,timestamp\n" + "".join(f"{s},{i},{form(BASE + int(t))}\n" for s, i, t, _ in PLAIN)
     assert rows(read_log(config(tmp_path, text)).sessions) == [[2, 1, 3], [2, 1], [2, 3]]
+
+
+@pytest.mark.parametrize("form", ["%Y%m%d", "%Y%m%d%H%M%S"])
+@pytest.mark.parametrize("kind", [pl.String, pl.Int64, pl.Float64])
+def test_compact_dates_are_no_numbers(tmp_path, form, kind):
+    days = [datetime(2014, month, 1 + month, tzinfo=UTC) for month in range(1, 13)]
+    times = pl.Series([day.strftime(form) for day in days]).cast(pl.Int64).cast(kind)
+    columns = {"session_id": [n // 2 for n in range(12)], "item_id": ["a", "b"] * 6, "timestamp": times}
+    pl.DataFrame(columns).write_parquet(tmp_path / "log.parquet")
+    prepared = read_log(PrepareParquet(out=tmp_path / "out", raw=tmp_path / "log.parquet"))
+    assert prepared.notes[0] == "clicks of 2014-01-02T00:00:00 to 2014-12-13T00:00:00 UTC"
+
+
+@pytest.mark.parametrize("time", ["31-12-13 10:00:00", "31-12-13", "20141301", "2014-13-01"])
+def test_what_is_no_date_among_dates_is_named(tmp_path, time):
+    text = "session_id,item_id,timestamp\ns,a,2013-12-31 10:00:00\ns,b,2013-12-31T10:01Z\n"
+    with pytest.raises(InputError, match=r"log\.csv: line 4: no time"):
+        read_log(config(tmp_path, f"{text}s,a,{time}\n"))
 
 
 def test_parquet_of_any_type(tmp_path):
@@ -286,6 +306,13 @@ def test_quotes_that_swallow_lines(tmp_path):
     assert "13 clicks" in swallowed.notes[-2]
     assert "15 clicks" in literal.notes[-2]
     assert not any("inside of quotes" in note for note in literal.notes)
+
+
+def test_a_field_longer_than_the_csv_module_reads_by_default(tmp_path):
+    text = LOG + 's5,b,60,"1 \n' + "s6,a,70,\n" * 20_000 + 's6,b,71,2"\n'
+    (tmp_path / "titles.csv").write_text(f"item_id,title,note\na,Tent,{'x' * 150_000}\n")
+    assert any("20,002 lines begin inside" in n for n in read_log(config(tmp_path, text)).notes)
+    assert read_log(config(tmp_path, titles=tmp_path / "titles.csv")).titles == ["Tent", "", ""]
 
 
 def test_quotes_that_two_readers_read_differently(tmp_path):

@@ -34,9 +34,9 @@ RELEASED = [[2, 1], [1, 2], [3], [3, 1], [1, 2], [3, 2], [3, 2], [3]]
 GAP = [[2, 1], [1, 2, 3], [3, 1], [1, 2, 3, 2], [3, 2, 3]]
 
 
-def write(folder, ratings=RATINGS, movies=MOVIES):
+def write(folder, ratings=RATINGS, movies=MOVIES, encoding="latin-1"):
     folder.mkdir(exist_ok=True)
-    (folder / "movies.dat").write_bytes(movies.encode("latin-1"))
+    (folder / "movies.dat").write_bytes(movies.encode(encoding))
     lines = [f"{user}::{movie}::4::{time}\n" for user, movie, time in ratings]
     (folder / "ratings.dat").write_text("".join(lines))
     return folder
@@ -56,6 +56,15 @@ def test_sessions_by_hand(tmp_path, gap, expected):
     assert rows(prepared.train) == [s[:-1] for s in expected[:n_train] if len(s) > 1]
     assert prepared.train.targets.tolist() == [s[-1] for s in expected[:n_train] if len(s) > 1]
     assert rows(prepared.test) == [s[:-1] for s in expected[n_train:] if len(s) > 1]
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_titles_in_both_encodings(tmp_path, encoding, end):
+    movies = MOVIES.replace("Toy Story", "Åre, Misérables\x85").replace("\n", end)
+    raw = write(tmp_path / "raw", movies=movies, encoding=encoding)
+    titles = read_movielens(PrepareMovieLens(out=tmp_path, raw=raw)).titles
+    assert titles == ["Åre, Misérables", "City of Lost Children, The", "Star Wars: Episode IV - A New Hope"]
 
 
 def test_prefixes_augment_training_alone(tmp_path):

@@ -29,8 +29,17 @@ def test_prefixes_longest_first():
 
 def test_prefixes_of_an_endless_session_are_refused():
     endless = Sessions(np.ones(100_000, np.int32), np.array([0, 100_000]))
-    with pytest.raises(InputError, match="longest session has 100,000"):
+    with pytest.raises(InputError, match=r"--augment-prefixes.*longest session has 100,000"):
         prefixes(endless)
+
+
+def test_prefixes_hold_no_more_clicks_than_an_int32_counts(monkeypatch):
+    monkeypatch.setattr("dmsrec_jax.data.samples._samples", lambda *_: None)
+    lengths = np.array([65_536, 256, 16, 4, 2, 2])  # 2³¹ clicks in all prefixes
+    whole = Sessions(np.ones(lengths.sum(), np.int32), np.append(0, np.cumsum(lengths)))
+    with pytest.raises(InputError, match="2,147,483,648 clicks"):
+        prefixes(whole)
+    prefixes(take(whole, np.arange(5)))
 
 
 def test_last_clicks_leave_single_clicks_out():
@@ -69,6 +78,24 @@ def test_align_names_the_row_that_is_no_prefix():
         align(Sessions(wrong, rows.offsets), rows.targets, WHOLE, "file")
     with pytest.raises(InputError, match="file: training row 2 is no prefix"):
         align(rows, np.array([2, 3, 7]), WHOLE, "file")
+
+
+@pytest.mark.parametrize("lacking", [1, 2, 3])
+def test_align_takes_the_last_rows_of_all_prefixes(lacking):
+    whole = sessions([1, 2, 3, 4, 5], [6], [7, 8], [9, 7, 8])
+    every = prefixes(whole, longest_first=True)
+    rows = every.rows(lacking, len(every))
+    aligned, form = align(rows, rows.targets, whole, "file")
+    assert table(aligned) == table(every)[lacking:]
+    assert form == f"all prefixes, longest first, without the first {lacking} of the first session"
+    with pytest.raises(InputError, match=f"training row {6 - lacking} is no prefix"):
+        align(rows, np.append(rows.targets[:-1], 1), whole, "file")
+
+
+def test_align_refuses_rows_that_end_before_the_sessions():
+    whole = sessions([1, 2], [3, 4], [5, 6])
+    with pytest.raises(InputError, match="2 training rows are not all"):
+        align(prefixes(whole).rows(0, 2), np.array([2, 4]), whole, "file")
 
 
 @pytest.mark.parametrize("longest_first", [False, True])

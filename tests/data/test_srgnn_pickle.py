@@ -6,7 +6,9 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 
+from dmsrec_jax.data.splits import validation_split
 from dmsrec_jax.data.srgnn_pickle import load, read_pickles
+from dmsrec_jax.data.write import write_dataset
 from dmsrec_jax.errors import InputError
 
 TRAIN = ([[1, 2], [1], [3]], [3, 2, 4])
@@ -35,6 +37,20 @@ def test_whole_sessions_are_used_where_given(tmp_path):
     assert prepared.notes == ("training rows: all prefixes, longest first",)
     with pytest.raises(InputError, match="training row 2 is no prefix"):
         read_pickles(write(tmp_path, all_train_seq=[[1, 2, 3], [4, 4]]))
+
+
+def test_the_last_rows_of_all_prefixes(tmp_path):
+    """As the repository cuts yoochoose1_64: the first session has its shortest rows alone, and is whole elsewhere."""
+    train = [[1, 2], [1], [3], [5, 6], [5]], [3, 2, 4, 7, 6]
+    raw = write(tmp_path, train=train, all_train_seq=[[1, 2, 3, 9], [3, 4], [5, 6, 7]])
+    prepared = read_pickles(raw)
+    assert prepared.notes == ("training rows: all prefixes, longest first, without the first 1 of the first session",)
+    assert prepared.sessions[0].tolist() == [1, 2, 3, 9]
+    dataset = write_dataset(prepared, tmp_path / "out", name="mine", provenance={})
+    rows, validation, whole = validation_split(dataset, 0.3)
+    assert rows.chains.tolist() == [0, 0, 1]
+    assert validation.chains.tolist() == [2, 2]
+    assert whole.lengths.tolist() == [4, 2]
 
 
 class Evil:

@@ -55,6 +55,6 @@ def install(set_attribute: Callable[[Any, str, Any], None] = setattr) -> None:
     """Puts the fakes where ``--engine retrieval`` and the encoder would be."""
     set_attribute(run, "ENGINES", run.ENGINES | {"retrieval": __name__})
     for module in (run, merge):
-        set_attribute(module, "find_encoder", lambda name: None)
+        set_attribute(module, "check_encoder", lambda name: None)
     set_attribute(finish, "load_encoder", lambda name, pooling: HashEncoder())
     set_attribute(finish, "encoder_revision", lambda name: HashEncoder.revision)

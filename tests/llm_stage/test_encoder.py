@@ -8,7 +8,7 @@ import pytest
 from dmsrec_jax.artifacts import read_item_text, read_new_items
 from dmsrec_jax.errors import InputError
 from llm_stage.encode_items import main as encode_items
-from llm_stage.encoder import Encoder, encoder_revision, load_encoder, stored
+from llm_stage.encoder import Encoder, check_encoder, encoder_revision, load_encoder, stored
 
 torch = pytest.importorskip("torch", reason="needs torch")
 transformers = pytest.importorskip("transformers", reason="needs transformers")
@@ -132,6 +132,25 @@ def test_folders_without_safetensors_are_refused(bert, tmp_path):
         Encoder(str(tmp_path / "nowhere"), "masked")
 
 
+def test_a_check_refuses_what_could_not_encode(bert, tmp_path):
+    check_encoder(str(bert))
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(bert / name, weights)
+    with pytest.raises(InputError, match=r"^--encoder \S+weights: its tokenizer knows no words"):
+        check_encoder(str(weights))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(bert)
+    unpadded = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
+    unpadded.save_pretrained(weights)
+    for use in (check_encoder, lambda name: Encoder(name, "masked")):
+        with pytest.raises(InputError, match=r"^--encoder \S+weights: its tokenizer has no padding token"):
+            use(str(weights))
+    (weights / "config.json").write_text('{"model_type": "t5"}')
+    with pytest.raises(InputError, match="a t5 model, not of the BERT family"):
+        check_encoder(str(weights))
+
+
 def test_the_catalogue_is_encoded(bert, tiny, tmp_path, capsys, refused):
     argv = ("--dataset", tiny.path, "--encoder", bert, "--out", tmp_path / "items")
     encode_items([str(word) for word in argv])
@@ -168,7 +187,7 @@ def test_the_real_minilm_tells_what_belongs_together():
 
 def test_items_that_are_not_in_the_catalogue(bert, tiny, tmp_path):
     file, out = tmp_path / "new.csv", tmp_path / "new"
-    file.write_text('price,id,title\n3,a,"red, film"\n4,b,blue 9\n', encoding="utf-8-sig")
+    file.write_text(f'price,id,title\n3,a,"red, film"\n{"4" * 150_000},b,blue 9\n', encoding="utf-8-sig")
     flags = ("--dataset", tiny.path, "--encoder", bert, "--new-items", file, "--out", out)
     encode_items([str(word) for word in flags])
     items = read_new_items(out, tiny)
@@ -182,7 +201,8 @@ def test_items_that_are_not_in_the_catalogue(bert, tiny, tmp_path):
     ("text", "complaint"),
     [
         ("id,name\na,red\n", "no column 'title'"),
-        ("", "no column 'id'"),
+        ("", "line 1: a header with column names is due"),
+        ("id,title,title\na,red,blue\n", "line 1: column 'title' appears twice"),
         ("id,title\n", "no item in it"),
         ("id,title\na,red\n,blue\n", "line 3: no id"),
         ("id,title\na\n", "line 2: no title"),

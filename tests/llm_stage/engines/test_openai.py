@@ -224,8 +224,34 @@ def test_a_key_is_stripped_and_one_that_no_header_takes_is_refused_unseen(catalo
             engine(catalogue, server)
 
 
+TOO_LARGE = {  # for 31 new tokens
+    "max_tokens is too large: 31. This model supports at most 16 completion tokens": True,
+    "'max_tokens' or 'max_completion_tokens' is too large: 31. This model's maximum context length is 31 tokens": True,
+    "'max_tokens' or 'max_completion_tokens' is too large: 31. This model's maximum context length is 32 tokens": False,
+    "This model's maximum context length is 1,024 tokens. However, you requested 2000 tokens": False,
+}
+
+
+@pytest.mark.parametrize("message", TOO_LARGE)
+def test_an_answer_that_no_prompt_fits_beside_is_refused(catalogue, serve, message):
+    server = serve(lambda path, body, count: (400, {"error": {"message": message}}))
+    client = engine(catalogue, server, max_new_tokens=31)
+    if not TOO_LARGE[message]:
+        assert client.answer(questions(1))[0].picks == ()
+        return
+    with pytest.raises(InputError, match=r"; lower --max-new-tokens$"):
+        client.answer(questions(1))
+    assert len(server.requests) == 1
+
+
+def test_what_an_endpoint_says_is_shown_without_escape_sequences(catalogue, serve):
+    server = serve(lambda path, body, count: (200, {"error": {"message": "no \x1b[31mquota\x07\nleft"}}))
+    with pytest.raises(InputError, match=r"200: no \[31mquota left \(after 1 tries\)$"):
+        engine(catalogue, server, retries=0).answer(questions(1))
+
+
 def test_prompts_that_do_not_fit_become_empty_answers(catalogue, serve):
-    says = {"error": {"message": "This model's maximum context length is 8 tokens"}}
+    says = {"error": {"message": "This model's maximum context length is 1024 tokens"}}
     answers = engine(catalogue, serve(lambda path, body, count: (400, says))).answer(questions(2))
     assert [answer.picks for answer in answers] == [(), ()]
 

@@ -77,6 +77,11 @@ def test_prompts_that_do_not_fit_are_none(model):
     assert model.score([Continuations("word " * 5000, ["x"])])[0].log_likelihoods is None
 
 
+def test_an_answer_as_long_as_the_model_takes_is_refused(model):
+    with pytest.raises(InputError, match="--max-new-tokens 4096: the model takes 4,096"):
+        model.chat(CHATS, 4096, None)
+
+
 @pytest.mark.parametrize("decode", ["structured", "free", "score"])
 def test_engine(catalogue, tiny_qwen2, decode):
     flags = {"max_new_tokens": 24} if decode == "free" else {}
