@@ -176,7 +176,12 @@ def test_where_memory_does_not_suffice_fewer_train_at_once(tiny: SessionDataset,
             raise JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
         return run(self, epoch)
 
+    def start(self, members, start=MemberProgram.start):
+        assert not any(isinstance(leaf, jax.Array) for one in members for leaf in jax.tree.leaves(one.state))
+        return start(self, members)
+
     monkeypatch.setattr(MemberProgram, "run", run_out)
+    monkeypatch.setattr(MemberProgram, "start", start)
     base = BASE | {"backbone": "srgnn", "epochs": 1}
     plan = write_plan(tmp_path / "plan.yaml", base=base, grid={"lr": [0.01, 0.02, 0.03]})
     flags = ("--config", plan, "--dataset", tiny.path, "--out", tmp_path / "out", "--devices", 1)
