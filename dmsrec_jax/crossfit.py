@@ -120,7 +120,7 @@ class Folds:
         init_key, dropout_key, order_key = jax.random.split(key, 3)
         graph = item_graph(config, self._run.dataset, hold_out(self._run.dataset, self.held[number]))
         program, params = new_model(self._run.settings, graph, init_key, self._run.item_text)
-        state = self._devices.put(initial_state(params, hyper(config), dropout_key))
+        state = self._devices.put(initial_state(params, hyper(config), dropout_key), donated=True)
         epochs, scorer = self._programs = self._programs or self._compile(program, order_key, state)
         epochs.take_up(number, program.constants, order_key)
         for epoch in range(plan.epochs):
