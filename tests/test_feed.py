@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from rich.progress import Progress
 
-from dmsrec_jax import epochs
+from dmsrec_jax import epochs, scoring
 from dmsrec_jax.data import SessionDataset
 from dmsrec_jax.feed import GraphFeed, take_sessions
 from dmsrec_jax.graphs import Budget, IntentRows, build_graphs, pack, pad_graphs
@@ -136,3 +136,20 @@ def test_streamed_scores_are_the_resident_ones(tiny: SessionDataset, trained):
     one, other = (s.top(run.params, 5, exclude_seen=True, progress=done.append) for s in scorers)
     np.testing.assert_array_equal(one, other)
     assert sum(done) == 2 * len(tiny.train)
+
+
+def test_parameters_are_sent_once(tiny: SessionDataset, trained, monkeypatch):
+    monkeypatch.setattr(scoring, "CHUNK", 1)
+    monkeypatch.setattr(scoring, "BATCH", 32)
+    run = load_run(trained)
+    scorer, seen = Scorer(run.program, tiny.train, run.settings.n_positions), []
+
+    def ranks(constants, params, graphs, order):
+        seen.append(jax.tree.leaves(params))
+        return np.zeros((*order.shape, 2), np.int32)
+
+    monkeypatch.setattr(scorer, "_ranks", ranks)
+    scorer.ranks(jax.device_get(run.params))
+    assert len(seen) > 2
+    for leaves in seen:
+        assert all(isinstance(leaf, jax.Array) and leaf is first for leaf, first in zip(leaves, seen[0], strict=True))
