@@ -35,7 +35,7 @@ class JaxWorker:
         settings = model_settings(config, Inputs(dataset, None, None, {}))
         init_key, dropout_key, self.order_key = run_keys(task.seed)
         self.program, params = new_model(settings, item_graph(config, dataset, dataset.sessions), init_key)
-        self.state = self.devices.put(initial_state(params, hyper(config), dropout_key))
+        self.state = self.devices.put(initial_state(params, hyper(config), dropout_key), donated=True)
         self.constants = self.devices.put(self.program.constants)
 
         graphs = build_graphs(dataset.train)

@@ -29,7 +29,7 @@ from dmsrec_jax.recipe import check_flags, hyper, item_graph
 from dmsrec_jax.results import read_results
 from dmsrec_jax.runs import Run, new_model
 from dmsrec_jax.scoring import Scorer
-from dmsrec_jax.steps import ModelProgram, initial_state
+from dmsrec_jax.steps import ModelProgram, TrainState, initial_state
 
 
 class Plan(NamedTuple):
@@ -120,9 +120,9 @@ class Folds:
         init_key, dropout_key, order_key = jax.random.split(key, 3)
         graph = item_graph(config, self._run.dataset, hold_out(self._run.dataset, self.held[number]))
         program, params = new_model(self._run.settings, graph, init_key, self._run.item_text)
-        epochs, scorer = self._programs = self._programs or self._compile(program, order_key)
+        state = self._devices.put(initial_state(params, hyper(config), dropout_key), donated=True)
+        epochs, scorer = self._programs = self._programs or self._compile(program, order_key, state)
         epochs.take_up(number, program.constants, order_key)
-        state = self._devices.put(initial_state(params, hyper(config), dropout_key))
         for epoch in range(plan.epochs):
             state, loss = epochs.run(state, epoch)
             if not math.isfinite(loss):
@@ -136,11 +136,12 @@ class Folds:
             part=number,
         )
 
-    def _compile(self, program: ModelProgram, key: jax.Array) -> tuple[EpochProgram, Scorer]:
+    def _compile(self, program: ModelProgram, key: jax.Array, state: TrainState) -> tuple[EpochProgram, Scorer]:
         config, rows, held = self._plan.config, self._run.dataset.train, self.held
         left = [np.setdiff1d(np.arange(len(rows)), mine) for mine in held]
         where, console, limit = self._devices, self._console, config.device_data_mb
         epochs = EpochProgram(rows, config.batch_size, program, where, key, console, None, limit, left)
+        epochs.compile(state)  # else twice: for a first state, and for one that steps return
         return epochs, Scorer(program, rows, self._run.settings.n_positions, None, limit, held)
 
 

@@ -101,14 +101,15 @@ class EpochProgram:
         losses: list[float] = []
         with progress_bar(self._console) as bar:
             task = bar.add_task(f"epoch {epoch + 1}", total=self._total, rate="", loss="")
-            started, done = time.perf_counter(), 0
+            started, done, total = time.perf_counter(), 0, 0.0
             parts = self.orders(epoch)
             for part, (graphs, order) in zip(parts, self._feed.chunks(parts), strict=True):
                 state, values = self._program(self._constants, state, graphs, order, jnp.asarray(epoch))
-                losses += self._devices.get(values).tolist()
+                losses += (new := self._devices.get(values).tolist())
+                total += sum(new)
                 done += int((part < self._n).sum())
                 rate = f"{done / (time.perf_counter() - started):,.0f} sessions/s"
-                bar.update(task, completed=done, rate=rate, loss=f"loss {np.mean(losses):.4f}")
+                bar.update(task, completed=done, rate=rate, loss=f"loss {total / len(losses):.4f}")
         return state, float(np.mean(losses))
 
 

@@ -79,7 +79,8 @@ def train_group(
         init_key, dropout_key, order_key = run_keys(member.config.seed)
         program, params = new_model(model_settings(member.config, inputs), graph, init_key, inputs.item_text)
         fixed = split_constants(program.constants)[0]
-        start = Start(fixed, initial_state(params, hyper(member.config), dropout_key), order_key)
+        state = jax.device_get(initial_state(params, hyper(member.config), dropout_key))  # else kept on a device
+        start = Start(fixed, state, order_key)
         return Runner(member, ModelProgram(model.graphdef, nnx.merge_state(fixed, shared)), start)
 
     def judge_of(sessions: Split, intents: IntentRows | None) -> Scorer:

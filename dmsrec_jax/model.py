@@ -143,7 +143,7 @@ class SessionModel(nnx.Module):
         """
         vectors = self.item_vectors()
         sessions = self.represent(vectors, batch, hyper, key)
-        recommendation, _ = cross_entropy(self.score(sessions, vectors), batch)
+        recommendation = cross_entropy(self.score(sessions, vectors), batch)
         added = jnp.zeros(())
         if key is not None:
             own_key = jax.random.fold_in(key if batch_key is None else batch_key, 2)
@@ -241,14 +241,13 @@ def _rates(hyper: Hyper | None, *names: str) -> dict[str, Any]:
     return {} if hyper is None else {name: getattr(hyper, name) for name in names}
 
 
-def cross_entropy(scores: Float[Array, "B items"], batch: SessionBatch) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Sum of the sessions' cross-entropies (eq. 14) and their number; empty places count for nothing.
+def cross_entropy(scores: Float[Array, "B items"], batch: SessionBatch) -> Float[Array, ""]:
+    """Sum of the sessions' cross-entropies (eq. 14); empty places count for nothing.
 
     Column 0 (padding) takes no part, whatever it holds.
     """
-    real = batch.length > 0
     losses = _cross_entropies(scores, batch.target)
-    return jnp.sum(jnp.where(real, losses, 0.0)), jnp.sum(real, dtype=jnp.float32)
+    return jnp.sum(jnp.where(batch.length > 0, losses, 0.0))
 
 
 @jax.custom_vjp

@@ -54,13 +54,11 @@ class Devices:
         mesh = jax.sharding.Mesh(np.array(self._devices), (AXIS,))
         self._parts = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
 
-    def put(self, tree: Any) -> Any:
-        """Copies a pytree to every device."""
+    def put(self, tree: Any, *, donated: bool = False) -> Any:
+        """A pytree on every device; shares no memory with ``tree`` where a program is to be ``donated`` it."""
         if self.count == 1:
-            return jax.tree.map(jnp.array, tree)
-        stacked = jax.tree.map(lambda x: np.stack([np.asarray(x)] * self.count), tree)
-        # pmap refuses a tree without arrays, such as the constants of a model that has none.
-        return jax.pmap(lambda x: x, devices=self._devices)(stacked) if jax.tree.leaves(tree) else tree
+            return jax.tree.map(jnp.array, tree) if donated else self.scatter(tree)
+        return self.scatter(jax.tree.map(lambda x: np.stack([np.asarray(x)] * self.count), tree))
 
     def scatter(self, tree: Any) -> Any:
         """Sends each device its own part: arrays [devices, ...], as of `shares`; whole arrays where there is one."""

@@ -66,8 +66,7 @@ class Scorer:
           params: the model's parameters.
           constants: those of another model of the same program; the model's own if left out.
         """
-        constants = self._program.constants if constants is None else constants
-        return self._collect(partial(self._ranks, constants, params), lambda _: None)
+        return self._collect(partial(self._ranks, *self._model(params, constants)), lambda _: None)
 
     def top(
         self,
@@ -89,8 +88,7 @@ class Scorer:
           constants: see `ranks`.
           part: which of the parts.
         """
-        constants = self._program.constants if constants is None else constants
-        top = partial(self._top, constants, params, k=k, exclude_seen=exclude_seen)
+        top = partial(self._top, *self._model(params, constants), k=k, exclude_seen=exclude_seen)
         return self._collect(lambda *chunk: top(*chunk)[0], progress, part)
 
     def logits(self, params: nnx.State, sessions: np.ndarray) -> np.ndarray:
@@ -102,6 +100,10 @@ class Scorer:
         """
         ((graphs, order),) = self._feed.chunks([sessions[None]])
         return np.asarray(self._logits(self._program.constants, params, graphs, order[0]))
+
+    def _model(self, params: nnx.State, constants: nnx.State | None) -> tuple[nnx.State, nnx.State]:
+        """Constants and parameters, sent to the device once for all chunks."""
+        return jax.device_put((self._program.constants if constants is None else constants, params))
 
     def _collect(
         self, program: Callable[[SessionGraphs, jax.Array], jax.Array], progress: Progress, part: int = 0

@@ -49,9 +49,9 @@ def initial_state(params: nnx.State, hyper: Hyper, key: PRNGKeyArray) -> TrainSt
 
 def learning_rate(hyper: Hyper, epoch: Int[Array, ""]) -> Float[Array, ""]:
     """Step decay: a factor after ``lr_first_decay`` epochs, and again every ``lr_decay_every``."""
-    decays = jnp.where(
-        epoch < hyper.lr_first_decay, 0.0, 1.0 + jnp.floor((epoch - hyper.lr_first_decay) / hyper.lr_decay_every)
-    )
+    # Half an epoch more, because a GPU may divide 3 by 3 to just below 1.
+    since = epoch - hyper.lr_first_decay + 0.5
+    decays = jnp.where(epoch < hyper.lr_first_decay, 0.0, 1.0 + jnp.floor(since / hyper.lr_decay_every))
     return hyper.lr * hyper.lr_decay**decays
 
 

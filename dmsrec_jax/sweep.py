@@ -62,7 +62,8 @@ def sweep(config: SweepConfig) -> None:
             missing = [member for member in group if member.config.seed not in finished(config.out, member.setting)]
             console.print(f"program {number} of {len(gathered)}: {len(missing)} of {len(group)} runs to do")
             if missing:
-                train_group(config.out, missing, inputs, devices, at_once, console)
+                enough = Devices(min(devices.count, len(missing)))  # the rest would train copies
+                train_group(config.out, missing, inputs, enough, at_once, console)
         summary["settings"] = sum_up(config.out, settings, members, summary["settings"])
         write_json(config.out / "sweep.json", summary)
     print_sweep(summary)

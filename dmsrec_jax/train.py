@@ -101,7 +101,7 @@ def train_in(
         console.print(f"{run}: goes on after epoch {len(history)}")
     write_metrics(run, history)
 
-    state = devices.put(state)
+    state = devices.put(state, donated=True)
     compile_seconds = epoch_program.compile(state)
     steps = f"{epoch_program.steps} steps an epoch; compiled in {compile_seconds:.1f} s"
     console.print(f"{dataset.name}: {len(rows):,} sessions, {steps}")

@@ -2,6 +2,7 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -57,6 +58,7 @@ def test_folds_are_trained_without_their_chains(tiny: SessionDataset, trained: P
 
     class Spied(crossfit.EpochProgram):
         def run(self, state, epoch):
+            assert isinstance(self._program, jax.stages.Compiled), "ahead, or it would be compiled twice"
             trained_on.append(np.concatenate(self.orders(epoch)).ravel())
             return super().run(state, epoch)
 

@@ -1,5 +1,6 @@
 """Streamed graphs against resident ones: the same bits, whatever the chunks and the devices."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,7 +9,9 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
+from rich.progress import Progress
 
+from dmsrec_jax import epochs, scoring
 from dmsrec_jax.data import SessionDataset
 from dmsrec_jax.feed import GraphFeed, take_sessions
 from dmsrec_jax.graphs import Budget, IntentRows, build_graphs, pack, pad_graphs
@@ -21,7 +24,7 @@ from tests.conftest import SMALL, random_sessions
 
 FOUR = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
 """Without the tests' other flags: compiled with those, the two differ in the last bit."""
-STREAM = ("--device-data-mb", 0.02)
+STREAM = ("--device-data-mb", 0.01)
 """Less than `tiny` takes, more than one of its steps."""
 
 
@@ -76,10 +79,22 @@ def test_chunks_stay_within_the_limit(limit):
         assert feed.streams or count == wanted
 
 
-def test_a_streamed_run_is_the_resident_run(tiny: SessionDataset, trained, tmp_path):
+def test_a_streamed_run_is_the_resident_run(tiny: SessionDataset, trained, tmp_path, monkeypatch):
+    """And shows the mean loss of the chunks so far."""
+    shown: list[str] = []
+
+    class Spied(Progress):
+        def update(self, *_, loss: str, **__) -> None:
+            shown.append(loss)
+
+    monkeypatch.setattr(epochs, "Progress", Spied)
     flags = ("--backbone", "gcegnn", "--dataset", tiny.path, *SMALL, "--out", tmp_path / "streamed", *STREAM)
     main([str(word) for word in flags])
     same_runs(trained, tmp_path / "streamed")
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "streamed" / "metrics.jsonl").read_text().splitlines()]
+    per_epoch = len(shown) // len(losses)
+    assert per_epoch > 2
+    assert shown[per_epoch - 1 :: per_epoch] == [f"loss {loss:.4f}" for loss in losses]
 
 
 ON_FOUR_DEVICES = """
@@ -90,7 +105,7 @@ from dmsrec_jax.train import main
 out, *flags = sys.argv[1:]
 resident, streamed = Path(out, "resident"), Path(out, "streamed")
 main([*flags, "--out", str(resident)])
-main([*flags, "--out", str(streamed), "--device-data-mb", "0.02"])
+main([*flags, "--out", str(streamed), "--device-data-mb", "0.01"])
 shutil.copytree(streamed, streamed.with_name("resumed"))
 streamed = streamed.with_name("resumed")
 (streamed / "results.json").unlink()
@@ -121,3 +136,20 @@ def test_streamed_scores_are_the_resident_ones(tiny: SessionDataset, trained):
     one, other = (s.top(run.params, 5, exclude_seen=True, progress=done.append) for s in scorers)
     np.testing.assert_array_equal(one, other)
     assert sum(done) == 2 * len(tiny.train)
+
+
+def test_parameters_are_sent_once(tiny: SessionDataset, trained, monkeypatch):
+    monkeypatch.setattr(scoring, "CHUNK", 1)
+    monkeypatch.setattr(scoring, "BATCH", 32)
+    run = load_run(trained)
+    scorer, seen = Scorer(run.program, tiny.train, run.settings.n_positions), []
+
+    def ranks(constants, params, graphs, order):
+        seen.append(jax.tree.leaves(params))
+        return np.zeros((*order.shape, 2), np.int32)
+
+    monkeypatch.setattr(scorer, "_ranks", ranks)
+    scorer.ranks(jax.device_get(run.params))
+    assert len(seen) > 2
+    for leaves in seen:
+        assert all(isinstance(leaf, jax.Array) and leaf is first for leaf, first in zip(leaves, seen[0], strict=True))

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -40,7 +41,7 @@ for count in (1, 4):
     graph = item_graph(config, dataset, sessions)
     program, params = new_model(settings, graph, jax.random.key(0), inputs.item_text)
     epoch = EpochProgram(rows, config.batch_size, program, devices, jax.random.key(1), Console(), intents)
-    state = devices.put(initial_state(params, hyper(config), jax.random.key(2)))
+    state = devices.put(initial_state(params, hyper(config), jax.random.key(2)), donated=True)
     epoch.compile(state)
     state, loss = epoch.run(state, 0)
     arrays[f"sessions{count}"] = np.sort(np.concatenate([part.reshape(-1) for part in epoch.orders(0)]))
@@ -85,6 +86,13 @@ def test_shares_give_every_device_sessions_of_all_lengths():
     shares = devices.shares(order)
     assert shares.shape == (4, 3, 2)
     assert shares[1].tolist() == [[1, 5], [9, 13], [17, 21]]
+
+
+def test_only_what_is_donated_is_copied():
+    array, devices = jnp.zeros((9, 9)), Devices(1)
+    for donated in (False, True):
+        put = devices.put({"a": array}, donated=donated)["a"]
+        assert (put.unsafe_buffer_pointer() == array.unsafe_buffer_pointer()) is not donated
 
 
 def test_impossible_shares(tiny, tmp_path, refused):

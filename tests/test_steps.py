@@ -57,6 +57,18 @@ def test_learning_rates_of_the_released_code(first, rates):
     np.testing.assert_allclose(found, rates, rtol=1e-5)
 
 
+@pytest.mark.parametrize("inexact", [1.0, 1.0 + 2**-22, 1.0 - 2**-22])
+def test_decays_are_counted_as_by_integers(inexact):
+    """Also where a device divides a little wrong."""
+
+    def rate(epoch, first, every):
+        return learning_rate(Hyper(1.0, 0.5, every * inexact, first, 0.0), epoch)
+
+    epoch, first, every = (axis.reshape(-1) for axis in np.mgrid[:100, :12, 1:12])
+    expected = np.where(epoch < first, 0, 1 + (epoch - first) // every)
+    np.testing.assert_array_equal(np.round(-np.log2(jax.jit(jax.vmap(rate))(epoch, first, every))), expected)
+
+
 def test_adam_is_torchs():
     torch = pytest.importorskip("torch", reason="torch gives the reference")
     rng = np.random.default_rng(0)
@@ -123,8 +135,7 @@ def test_an_epoch_counts_every_session_once(tiny, steps):
 @partial(jax.jit, static_argnums=0)
 def compiled_gradients(graphdef, params, constants, batch: SessionBatch):
     def loss(params):
-        total, count = cross_entropy(nnx.merge(graphdef, params, constants)(batch), batch)
-        return total / count
+        return cross_entropy(nnx.merge(graphdef, params, constants)(batch), batch) / jnp.sum(batch.length > 0)
 
     return jax.value_and_grad(loss)(params)
 

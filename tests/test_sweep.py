@@ -15,6 +15,7 @@ from dmsrec_jax.checkpoint import Checkpoints
 from dmsrec_jax.data import SessionDataset
 from dmsrec_jax.members import MemberProgram
 from dmsrec_jax.metrics import METRICS, VIEWS
+from dmsrec_jax.parallel import Devices
 from dmsrec_jax.runs import load_run
 from dmsrec_jax.train import main as train
 from tests.conftest import command, four_devices, write_tiny, write_tiny_intents
@@ -175,7 +176,12 @@ def test_where_memory_does_not_suffice_fewer_train_at_once(tiny: SessionDataset,
             raise JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
         return run(self, epoch)
 
+    def start(self, members, start=MemberProgram.start):
+        assert not any(isinstance(leaf, jax.Array) for one in members for leaf in jax.tree.leaves(one.state))
+        return start(self, members)
+
     monkeypatch.setattr(MemberProgram, "run", run_out)
+    monkeypatch.setattr(MemberProgram, "start", start)
     base = BASE | {"backbone": "srgnn", "epochs": 1}
     plan = write_plan(tmp_path / "plan.yaml", base=base, grid={"lr": [0.01, 0.02, 0.03]})
     flags = ("--config", plan, "--dataset", tiny.path, "--out", tmp_path / "out", "--devices", 1)
@@ -183,6 +189,22 @@ def test_where_memory_does_not_suffice_fewer_train_at_once(tiny: SessionDataset,
     printed = capsys.readouterr().out
     assert "out of memory with 3 runs at once" in printed
     assert all(not entry["missing"] for entry in read(tmp_path / "out" / "sweep.json")["settings"])
+
+
+def test_no_device_trains_a_copy(tiny: SessionDataset, tmp_path, monkeypatch):
+    class OfFour(Devices):
+        def __init__(self, wanted: int | None) -> None:
+            super().__init__(1)
+            self.count = 4 if wanted is None else wanted
+
+    counts: list[int] = []
+    monkeypatch.setattr(sweep, "Devices", OfFour)
+    monkeypatch.setattr(sweep, "train_group", lambda *args: counts.append(args[3].count))
+    plan = write_plan(tmp_path / "plan.yaml", base=BASE | {"backbone": "srgnn"}, settings={"a": {}, "b": {"d": 4}})
+    for seeds, count in ([0, 1], 2), (range(6), 4):
+        flags = ("--config", plan, "--dataset", tiny.path, "--out", tmp_path / "out", "--seeds", *seeds)
+        call(sweep.main, *flags)
+        assert counts[-2:] == [count, count], "one group for each d"
 
 
 def test_four_devices_train_what_one_does(tiny: SessionDataset, tiny_intents: Path, tmp_path):
