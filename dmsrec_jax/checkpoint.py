@@ -3,6 +3,8 @@
 import contextlib
 import errno
 import logging
+import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +15,9 @@ import orbax.checkpoint as ocp
 
 from dmsrec_jax.errors import InputError
 
-# orbax reports every save at INFO and WARNING level; a progress bar has no room for that.
-logging.getLogger("absl").setLevel(logging.ERROR)
+# orbax reports every save, for which a progress bar has no room, and what it then raises as well, by pages.
+for _name in ("absl", "asyncio"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 _report_unraisable = sys.unraisablehook
 
@@ -35,11 +38,12 @@ def _brief(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _saving(folder: Path) -> Iterator[None]:
-    """orbax raises a ValueError where a disk is full."""
+    """orbax raises a ValueError where the system raises an OSError, as of a full disk."""
     try:
         yield
     except ValueError as error:
-        raise OSError(errno.EIO, _brief(error), str(folder)) from None
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        raise OSError(errno.EIO, os.strerror(int(code[1])) if code else _brief(error), str(folder)) from None
 
 
 class Checkpoints:
