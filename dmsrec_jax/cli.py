@@ -14,6 +14,7 @@ import tyro
 import yaml
 
 from dmsrec_jax.errors import InputError
+from dmsrec_jax.files import is_text
 
 C = TypeVar("C")
 
@@ -45,7 +46,7 @@ def run(
     name = prog.rsplit(".", 1)[-1]
     try:
         words = sys.argv[1:] if argv is None else list(argv)
-        if foreign := next((word for word in words if not _is_utf8(word)), None):
+        if foreign := next((word for word in words if not is_text(word)), None):
             raise InputError(f"{foreign!a}: is not UTF-8")
         with _sigterm_raises():
             command(parse(config, words, prog=prog, positional=positional))
@@ -66,11 +67,6 @@ def run(
             raise
         print(f"{name}: error: out of memory{_to_lower(config)}", file=sys.stderr)
         raise SystemExit(2) from None
-
-
-def _is_utf8(word: str) -> bool:
-    """A name of bytes that are none could be written into no JSON."""
-    return not any("\ud800" <= character <= "\udfff" for character in word)
 
 
 @contextlib.contextmanager

@@ -72,14 +72,13 @@ def check_replaceable(path: Path, *, marker: str, overwrite: bool, reads: Iterab
 
 
 @contextlib.contextmanager
-def staged_folder(path: Path, *, marker: str, overwrite: bool = False) -> Iterator[Path]:
+def staged_folder(path: Path, *, marker: str, overwrite: bool = False, reads: Iterable[Path] = ()) -> Iterator[Path]:
     """Yields a temporary folder beside ``path``; on success it becomes ``path``, on failure it is removed.
 
     Raises:
-      InputError: ``path`` exists and is not empty, before or after the work, and ``overwrite`` is false or it lacks
-        ``marker``, the file by which a folder of this kind is known.
+      InputError: see `check_replaceable`; before or after the work.
     """
-    check_replaceable(path, marker=marker, overwrite=overwrite)
+    check_replaceable(path, marker=marker, overwrite=overwrite, reads=reads)
     if path.is_symlink():  # the link stays, what it points at is replaced
         path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,6 +125,11 @@ def staged_files(folder: Path, *, last: str) -> Iterator[Path]:
         if made:
             with contextlib.suppress(OSError):  # not empty: it worked
                 folder.rmdir()
+
+
+def is_text(value: object) -> bool:
+    """Whether ``value`` is text that a file can hold, without half a surrogate pair."""
+    return isinstance(value, str) and value.encode(errors="ignore").decode() == value
 
 
 def locked(folder: Path) -> IO[bytes]:

@@ -16,7 +16,7 @@ from dmsrec_jax.backbones import BACKBONES, own_score, padded, reads
 from dmsrec_jax.config import ImportTorchConfig, Order
 from dmsrec_jax.data import SessionDataset
 from dmsrec_jax.errors import InputError
-from dmsrec_jax.files import check_replaceable, staged_folder
+from dmsrec_jax.files import staged_folder
 from dmsrec_jax.item_graph import read_sessions
 from dmsrec_jax.model import ModelSettings
 from dmsrec_jax.recipe import check_padding, foreign_flags
@@ -29,8 +29,6 @@ def import_torch(config: ImportTorchConfig) -> None:
         raise InputError(f"--n-neighbors {config.n_neighbors}: at least 1 is due")
     if "n_neighbors" in foreign_flags(config.backbone) and config.n_neighbors != ImportTorchConfig.n_neighbors:
         raise InputError(f"--n-neighbors {config.n_neighbors}: {config.backbone} has no such setting")
-    inputs = config.weights, config.dataset
-    check_replaceable(config.out, marker="model.json", overwrite=config.overwrite, reads=inputs)
     dataset = SessionDataset.load(config.dataset)
     weights = read_weights(config.weights)
     settings = settings_of(weights, config, dataset)
@@ -38,7 +36,8 @@ def import_torch(config: ImportTorchConfig) -> None:
     program, params = new_model(settings, graph, jax.random.key(0))
     keys = torch_keys(config.backbone, params)
     assign(params, weights, keys, source=config.weights)
-    with staged_folder(config.out, marker="model.json", overwrite=config.overwrite) as staged:
+    inputs = config.weights, config.dataset
+    with staged_folder(config.out, marker="model.json", overwrite=config.overwrite, reads=inputs) as staged:
         save_model(staged, settings, dataset, program, params)
         write_config(staged, config)
     unused = sorted(weights.keys() - keys.keys())

@@ -19,7 +19,7 @@ from dmsrec_jax.config import SweepConfig
 from dmsrec_jax.data import SessionDataset
 from dmsrec_jax.data.demo import demo_dataset
 from dmsrec_jax.errors import InputError
-from dmsrec_jax.files import check_replaceable, check_unlocked, locked, read_json, staged_folder, write_json
+from dmsrec_jax.files import check_unlocked, locked, read_json, staged_folder, write_json
 from dmsrec_jax.group import train_group
 from dmsrec_jax.metrics import METRICS, by_view
 from dmsrec_jax.outcome import check_same_settings
@@ -96,8 +96,7 @@ def open_sweep(
     check_unlocked(out)
     if not (out / "sweep.json").is_file() or config.overwrite:
         reads = [path for of in members for path in (of.config.dataset, of.config.intents, of.config.item_text) if path]
-        check_replaceable(out, marker="sweep.json", overwrite=config.overwrite, reads=reads)
-        with staged_folder(out, marker="sweep.json", overwrite=config.overwrite) as staged:
+        with staged_folder(out, marker="sweep.json", overwrite=config.overwrite, reads=reads) as staged:
             write_json(staged / "sweep.json", summary)
         return summary
     begun = read_json(out / "sweep.json")

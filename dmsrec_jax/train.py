@@ -15,7 +15,7 @@ from dmsrec_jax.data import SessionDataset, Split
 from dmsrec_jax.data.demo import demo_dataset
 from dmsrec_jax.epochs import EpochProgram
 from dmsrec_jax.errors import InputError
-from dmsrec_jax.files import check_no_file, check_replaceable, check_unlocked, locked, read_json, staged_folder
+from dmsrec_jax.files import check_no_file, check_unlocked, locked, read_json, staged_folder
 from dmsrec_jax.graphs import IntentRows
 from dmsrec_jax.history import (
     History,
@@ -156,8 +156,7 @@ def open_run_folder(config: TrainConfig, inputs: Inputs) -> Path | None:
     if run.is_dir() and any(run.iterdir()) and not config.overwrite:
         raise InputError(f"{run}: exists already; give --resume to go on with it or --overwrite to replace it")
     reads = filter(None, (config.dataset, config.intents, config.item_text))
-    check_replaceable(run, marker="config.yaml", overwrite=config.overwrite, reads=reads)
-    with staged_folder(run, marker="config.yaml", overwrite=config.overwrite) as staged:
+    with staged_folder(run, marker="config.yaml", overwrite=config.overwrite, reads=reads) as staged:
         write_config(staged, kept_settings(config, dataset, run))
     return run
 

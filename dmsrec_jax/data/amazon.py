@@ -18,8 +18,9 @@ from dmsrec_jax.data.config import PrepareAmazon
 from dmsrec_jax.data.dataset import Sessions
 from dmsrec_jax.data.samples import prefixes, take
 from dmsrec_jax.data.splits import n_first
-from dmsrec_jax.data.write import Prepared, is_text
+from dmsrec_jax.data.write import Prepared
 from dmsrec_jax.errors import InputError
+from dmsrec_jax.files import is_text
 
 _MAX_LINE = 1 << 22
 """Characters; a longer line is no review."""

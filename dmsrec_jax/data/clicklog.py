@@ -28,8 +28,9 @@ from dmsrec_jax.data.delimited import (
     stray_quote,
 )
 from dmsrec_jax.data.times import microseconds
-from dmsrec_jax.data.write import Prepared, is_text
+from dmsrec_jax.data.write import Prepared
 from dmsrec_jax.errors import InputError
+from dmsrec_jax.files import is_text
 
 _ROW = "\0row"
 """Column of row numbers from 0, a name that no log has."""

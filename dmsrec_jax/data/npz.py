@@ -11,9 +11,9 @@ import numpy as np
 from dmsrec_jax.data.config import PrepareNpz
 from dmsrec_jax.data.dataset import Sessions
 from dmsrec_jax.data.samples import align, infer_chains, prefixes, without_longest
-from dmsrec_jax.data.write import Prepared, is_text
+from dmsrec_jax.data.write import Prepared
 from dmsrec_jax.errors import InputError
-from dmsrec_jax.files import read_json
+from dmsrec_jax.files import is_text, read_json
 
 MAX_ITEMS = 10_000_000
 """A larger item id is taken for corruption: it would size every table of the models."""

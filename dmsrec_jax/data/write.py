@@ -121,11 +121,6 @@ def _by_chain(split: Split) -> Split:
     return Split(*clicks, split.targets[order], split.chains[order])
 
 
-def is_text(value: object) -> bool:
-    """Whether ``value`` is text that a file can hold, without half a surrogate pair."""
-    return isinstance(value, str) and value.encode(errors="ignore").decode() == value
-
-
 def table1(dataset: SessionDataset) -> Table:
     """The data set as a row of the paper's Table 1; its average length is that of the input rows, as in the paper."""
     counts = dataset.meta["counts"]
