@@ -49,7 +49,7 @@ def import_torch(config: ImportTorchConfig) -> None:
     if settings.n_positions < dataset.longest:
         cut = f"of up to {dataset.longest} clicks of a session the last {settings.n_positions} are read"
         console.print(f"{cut}; only those count as seen")
-    console.print(f"run folder: {config.out}")
+    console.print(f"run folder: {config.out}", soft_wrap=True)
 
 
 def read_weights(path: Path) -> dict[str, np.ndarray]:

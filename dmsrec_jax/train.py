@@ -98,7 +98,7 @@ def train_in(
     if saved:
         _, trees, notes = saved
         state, best, history = TrainState(*trees["state"]), trees["best"], notes["history"]
-        console.print(f"{run}: goes on after epoch {len(history)}")
+        console.print(f"{run}: goes on after epoch {len(history)}", soft_wrap=True)
     write_metrics(run, history)
 
     state = devices.put(state, donated=True)
@@ -133,7 +133,7 @@ def train_in(
     if config.tensorboard:
         write_tensorboard(run, history)
     print_results(named, console)
-    console.print(f"run folder: {run}")
+    console.print(f"run folder: {run}", soft_wrap=True)
 
 
 def open_run_folder(config: TrainConfig, inputs: Inputs) -> Path | None:
@@ -150,7 +150,7 @@ def open_run_folder(config: TrainConfig, inputs: Inputs) -> Path | None:
         check_same_settings(run, config, "--resume ")
         if (run / "results.json").is_file():
             check_same_inputs(run, config, read_json(run / "model.json").get("inputs", {}), inputs.hashes)
-            console.print(f"{run}: finished already")
+            console.print(f"{run}: finished already", soft_wrap=True)
             return None
         return run
     if run.is_dir() and any(run.iterdir()) and not config.overwrite:
